@@ -48,6 +48,8 @@ export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$env/kernels}"
 export BENCH_COMMIT="${BENCH_COMMIT:-$(git -C "$root" describe --always --dirty 2>/dev/null ||
     cat "$wheels/COMMIT" 2>/dev/null || echo unknown)}"
 export PYTHONPATH="$root:$root/tests${PYTHONPATH:+:$PYTHONPATH}"
+# Peers of benchmarks are run as they were installed, without the packages of ours.
+export PEERS_PYTHON="${PEERS_PYTHON:-$("$python" -c 'import sys; print(sys.executable)')}"
 mkdir -p "$2"
 stage=$1 out=$(CDPATH='' cd -- "$2" && pwd)
 shift 2

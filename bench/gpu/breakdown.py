@@ -1,7 +1,8 @@
 """Where the milliseconds of a step go: the device's kernels, by the part of the model they do.
 
-Linears are cuBLAS's, whose kernels' names say no layer: they are told apart by the kernels of ours
-before and after them. What lies between two kernels of ours is one linear, whatever it launches.
+A linear's kernels, cuBLAS's or ours, say no layer: they are told apart by the other kernels of ours
+before and after them. What lies between two of those is one linear, whatever it launches; only gate
+and up, where our kernel also multiplies them, have another linear behind them at once.
 """
 
 from collections import defaultdict
@@ -11,30 +12,31 @@ from typing import Any
 
 from engine.runner.gpu.device import Device
 
-# A kernel of ours, by what its name has in it, in the order of asking.
-OURS = (
-    ("reduce_splits", "reduce_splits"),
-    ("decode_kernel", "attention"),
-    ("chunk_kernel", "attention"),
-    ("rope_store", "rope_store"),
-    ("gated", "gated"),
-    ("norm_kernel", "norm"),
-    ("mask_kernel", "sample"),
-    ("penalise_kernel", "sample"),
-    ("tops_kernel", "sample"),
-    ("weigh_kernel", "sample"),
-    ("plan_kernel", "sample"),
-    ("narrow_kernel", "sample"),
-    ("pack_kernel", "sample"),
-    ("choose_kernel", "sample"),
-    ("arg_max", "sample"),
-    ("grouped_kernel", "experts"),
-    ("place_kernel", "experts"),
-    ("count_kernel", "experts"),
-    ("combine_kernel", "experts"),
-)
+# The part of a kernel of ours, by its name less `_kernel`.
+OURS = {
+    "norm": "norm",
+    "rope_store": "rope_store",
+    "decode": "attention",
+    "chunk": "attention",
+    "reduce_splits": "reduce_splits",
+    "gated": "gated",
+    "count": "experts",
+    "place": "experts",
+    "grouped": "experts",
+    "combine": "experts",
+    "penalise": "penalties",
+    "mask": "mask",
+    "tops": "sample",
+    "weigh": "sample",
+    "plan": "sample",
+    "narrow": "sample",
+    "pack": "sample",
+    "choose": "sample",
+}
+ENDING = "_kernel"
 LINEARS = ("linear_kernel", "sum_parts_kernel")
-"""Of ours, told apart like cuBLAS's."""
+"""Ours, of any linear."""
+SAMPLING = ("penalties", "mask", "sample")
 AFTER = ("attention", "reduce_splits")
 BETWEEN = {
     ("norm", "rope_store"): "qkv",
@@ -42,15 +44,14 @@ BETWEEN = {
     ("norm", "gated"): "gate_up",
     ("gated", "norm"): "down",
     ("norm", "norm"): "mlp",
-    ("norm", "sample"): "head",
-    ("norm", ""): "head",
-    ("", "norm"): "embedding",
-    ("sample", "norm"): "embedding",
+    **{("norm", after): "head" for after in (*SAMPLING, "")},
+    **{(before, "norm"): "embedding" for before in ("", "sample")},
+    **{(before, after): before for before in SAMPLING for after in SAMPLING},
 }
 """What is done between two kernels of ours; "" is the end, or the beginning, of what was seen."""
 PARTS = (
     "embedding", "norm", "qkv", "rope_store", "attention", "reduce_splits", "o", "gate_up", "gated",
-    "down", "mlp", "experts", "head", "sample", "other",
+    "down", "mlp", "experts", "head", "penalties", "mask", "sample", "other",
 )  # fmt: skip
 
 
@@ -74,19 +75,25 @@ def by_part(kernels: Sequence[Kernel]) -> dict[str, float]:
 def parts_of(names: Iterable[str]) -> list[str]:
     """The part of each kernel of a sequence as it was launched."""
     found: list[str] = []
-    before, waiting = "", 0
+    before, waiting = "", list[str]()
     for name in names:
         own = _own(name)
         if not own:
-            waiting += 1
+            waiting.append(name)
             continue
-        found += [BETWEEN.get((before, own), "other")] * waiting + [own]
-        before, waiting = own, 0
-    return found + [BETWEEN.get((before, ""), "other")] * waiting
+        found += [*_between(before, own, waiting), own]
+        before, waiting = own, []
+    return found + _between(before, "", waiting)
+
+
+def _between(before: str, after: str, names: Sequence[str]) -> list[str]:
+    if before == after == "norm" and len(names) > 1 and names[0] in LINEARS:
+        return ["gate_up", *["down"] * (len(names) - 1)]
+    return [BETWEEN.get((before, after), "other")] * len(names)
 
 
 def _own(name: str) -> str:
-    return next((part for word, part in OURS if word in name), "")
+    return OURS.get(name.removesuffix(ENDING), "") if name.endswith(ENDING) else ""
 
 
 def kernels_of(device: Device, work: Callable[[], None]) -> list[Kernel]:
@@ -105,7 +112,7 @@ def kernels_of(device: Device, work: Callable[[], None]) -> list[Kernel]:
     return [
         Kernel(
             name=event.name, start_us=float(event.time_range.start),
-            us=float(event.device_time_total if on_gpu else event.self_cpu_time_total),
+            us=float(event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total),
         )
         for event in _events(profiler)
         if not on_gpu or _is_on_device(event)

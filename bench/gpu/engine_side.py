@@ -13,8 +13,9 @@ from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Dtype, Model
 from engine.runner.gpu.device import Device
+from engine.runner.gpu.launched import LaunchedStep
 from engine.runner.gpu.opening import token_sampler_for
-from engine.runner.gpu.runner import DeviceRunner, LaunchedStep
+from engine.runner.gpu.runner import DeviceRunner
 from protocol.messages import Sampling
 
 BLOCK_TOKENS = 16

@@ -9,11 +9,13 @@ are sampled with filters, beside the CPU's sampler. Tells a row each; ends with 
 # Shapes: T tokens, R rows, V vocabulary.
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,20 +28,24 @@ from engine.checkpoint.load import load_model
 from engine.kvcache.pool import KvPool
 from engine.models.model import DTYPES, Dtype, Model
 from engine.ops.contract import Ops
-from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.ops.inputs import ForwardInputs, forward_inputs, with_work
 from engine.ops.torch_ops import TorchOps
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.opening import open_device, ops_for, token_sampler_for
-from engine.sampling.rows import RowRules, sample_on_host
+from engine.sampling.rows import RowRules, TokenSampler, sample_on_host
 from protocol.messages import Sampling
 from tools.make_checkpoint import Shape
 
 BLOCK_TOKENS = 16
 BOUND = 3e-2
 """Of the largest logit: what bfloat16 in other orders comes to over two layers."""
-LENGTHS = ((0, 70), (63, 1), (200, 1), (20, 45))
+Lengths = Sequence[tuple[int, int]]
 """Sequences as (tokens before, tokens of this step)."""
+LENGTHS: Lengths = ((0, 70), (63, 1), (1_300, 1), (20, 45), (1_100, 5))
+"""Of decodes and of chunks one is in several splits of attention."""
+TOY_LENGTHS: Lengths = ((0, 2), (600, 1), (1_100, 5))
 NUM_ROWS = 64
+TOY_ROWS = 4
 LEAST_EQUAL = 0.95
 """Of sampled tokens: where two scores differ in the last bits either may win."""
 
@@ -49,6 +55,14 @@ class Place:
     device: Device
     shape: Shape
     pool_bytes: int
+    lengths: Lengths = LENGTHS
+    num_rows: int = NUM_ROWS
+    """That are sampled."""
+
+    @property
+    def num_blocks(self) -> int:
+        """That the sequences have."""
+        return sum(-(-(before + now) // BLOCK_TOKENS) for before, now in self.lengths)
 
     @property
     def dtype(self) -> Dtype:
@@ -76,14 +90,17 @@ def main() -> int:
 def logits_of(place: Place) -> tuple[Tensor, Tensor]:
     """[R, V] of the kernels and of torch, over one pool: each writes what it reads."""
     dtype = DTYPES[place.dtype]
-    kernels = _model(place, ops_for(place.device, dtype=dtype))
+    kernels = _model(place, _kernels(place, dtype))
     (layout,) = kernels.config.kv_layouts(block_tokens=BLOCK_TOKENS, dtype=place.dtype)
     pool = KvPool(layout, place.pool_bytes // layout.block_bytes, device=place.device.where)
-    inputs = _inputs(place, num_blocks=pool.tensor.shape[0])
-    pool.tensor[-_num_blocks() :].normal_()
-    before = pool.tensor[-_num_blocks() :].clone()
+    windows = [group.window for group in kernels.config.kv_groups]
+    inputs = _on(
+        place.device, with_work(far_inputs(place, pool_blocks=pool.tensor.shape[0]), windows)
+    )
+    pool.tensor[-place.num_blocks :].normal_()
+    before = pool.tensor[-place.num_blocks :].clone()
     got = kernels.forward(inputs, pool).float()
-    pool.tensor[-_num_blocks() :] = before
+    pool.tensor[-place.num_blocks :] = before
     twin = _model(place, TorchOps(io_dtype=dtype)).forward(inputs, pool).float()
     assert bool(got.isfinite().all()), "a logit of the kernels is no number"
     return got, twin
@@ -91,20 +108,29 @@ def logits_of(place: Place) -> tuple[Tensor, Tensor]:
 
 def equal_tokens(place: Place, logits_RV: Tensor) -> float:
     """The share of rows whose token is that of the CPU's sampler, with top_k and top_p."""
-    rows_RV = logits_RV[torch.arange(NUM_ROWS) % len(logits_RV)].contiguous()
+    rows_RV = logits_RV[torch.arange(place.num_rows) % len(logits_RV)].contiguous()
 
     def column(value: float, dtype: torch.dtype) -> Tensor:
-        return torch.full((NUM_ROWS,), value, dtype=dtype, device=rows_RV.device)
+        return torch.full((place.num_rows,), value, dtype=dtype, device=rows_RV.device)
 
     rules = RowRules(
         temperature_R=column(0.7, torch.float32), top_k_R=column(50, torch.int32),
         top_p_R=column(0.9, torch.float32), min_p_R=column(0.0, torch.float32),
         seed_R=column(1, torch.int64),
-        position_R=torch.arange(NUM_ROWS, dtype=torch.int64, device=rows_RV.device),
+        position_R=torch.arange(place.num_rows, dtype=torch.int64, device=rows_RV.device),
     )  # fmt: skip
-    got_R = token_sampler_for(place.device)(rows_RV, rules).cpu()
+    got_R = _sampler(place.device)(rows_RV, rules).cpu()
     on_host = {one.name: getattr(rules, one.name).cpu() for one in fields(rules)}
     return float((got_R == sample_on_host(rows_RV.cpu(), RowRules(**on_host))).float().mean())
+
+
+def _sampler(device: Device) -> TokenSampler:
+    """The kernels, a toy's too."""
+    if device.where.type == "cuda":
+        return token_sampler_for(device)
+    from engine.sampling.triton_sample import sample_tokens
+
+    return sample_tokens
 
 
 def _model(place: Place, ops: Ops) -> Model:
@@ -116,22 +142,33 @@ def _model(place: Place, ops: Ops) -> Model:
         )  # fmt: skip
 
 
-def _num_blocks() -> int:
-    return sum(-(-(before + now) // BLOCK_TOKENS) for before, now in LENGTHS)
-
-
-def _inputs(place: Place, *, num_blocks: int) -> ForwardInputs:
-    """The last blocks of the pool, each sequence's from high to low."""
-    free = iter(range(num_blocks - 1, num_blocks - 1 - _num_blocks(), -1))
+def far_inputs(place: Place, *, pool_blocks: int) -> ForwardInputs:
+    """On the host: the last blocks of the pool, each sequence's from high to low."""
+    free = iter(range(pool_blocks - 1, pool_blocks - 1 - place.num_blocks, -1))
     chunks = []
-    for number, (before, now) in enumerate(LENGTHS):
+    for number, (before, now) in enumerate(place.lengths):
         table = [next(free) for _ in range(-(-(before + now) // BLOCK_TOKENS))]
         tokens = [3 + (7 * number + n) % 500 for n in range(now)]
         chunks.append(_chunk(number, tokens, before, table))
-    made = forward_inputs(chunks, block_tokens=BLOCK_TOKENS)
-    tensors = {one.name: getattr(made, one.name) for one in fields(made)}
-    moved = {n: v.to(place.device.where) for n, v in tensors.items() if isinstance(v, Tensor)}
-    return replace(made, **moved)
+    return forward_inputs(chunks, block_tokens=BLOCK_TOKENS)
+
+
+def _on(device: Device, inputs: ForwardInputs) -> ForwardInputs:
+    made: dict[str, Any] = {one.name: getattr(inputs, one.name) for one in fields(inputs)}
+    moved: dict[str, Any] = {
+        name: value.to(device.where) if isinstance(value, Tensor) else value
+        for name, value in made.items()
+    }
+    return replace(inputs, **moved)
+
+
+def _kernels(place: Place, dtype: torch.dtype) -> Ops:
+    """A toy's run by Triton's interpreter."""
+    if place.device.where.type == "cuda":
+        return ops_for(place.device, dtype=dtype)
+    from engine.ops.triton.ops import TritonOps
+
+    return TritonOps(io_dtype=dtype)
 
 
 def _chunk(number: int, tokens: Sequence[int], start: int, table: Sequence[int]) -> Chunk:
@@ -145,7 +182,12 @@ def _place(asked: argparse.Namespace) -> Place:
     if asked.toy:
         from support.host_device import HostDevice
 
-        return Place(device=HostDevice(), shape=TOY, pool_bytes=1 << 20)
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+        shape = replace(TOY, context=2_048, layers=1)
+        return Place(
+            device=HostDevice(), shape=shape, pool_bytes=2 << 20, lengths=TOY_LENGTHS,
+            num_rows=TOY_ROWS,
+        )  # fmt: skip
     device = open_device("cuda")
     assert device is not None
     shape = replace(LLAMA_8B, layers=2)

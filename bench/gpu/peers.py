@@ -1,6 +1,7 @@
 """Runs the peers, each in a process and within a time; a failure is a result with its reason."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REASON_CHARS = 400
+PYTHON = "PEERS_PYTHON"
+"""Names a Python for them: our packages may be others than those that they were installed with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,7 @@ def run(
 ) -> Mapping[str, float | str]:
     """`step_s`, `prefill_s` and `version`, or `failed` with the reason."""
     command = [
-        sys.executable, "-m", "bench.gpu.peer", peer.kind, str(directory),
+        os.environ.get(PYTHON) or sys.executable, "-m", "bench.gpu.peer", peer.kind, str(directory),
         "--batch", str(peer.batch), "--context", str(peer.context), "--steps", str(peer.steps),
         "--device", device, "--dtype", dtype,
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from protocol.errors import BatonError
 
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class NotOurs(BatonError):
@@ -29,13 +29,13 @@ def make_own(folder: Path) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise NotOurs(f"{folder} is no folder")
     _check_owner(folder, found)
-    if found.st_mode & _OTHERS_WRITE:
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+    if found.st_mode & OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS_WRITE)
 
 
 def is_ours(found: os.stat_result) -> bool:
     """Whether nobody else may have written it: it is of this user, or root, and of no other."""
-    return found.st_uid in _trusted_users() and not found.st_mode & _OTHERS_WRITE
+    return found.st_uid in _trusted_users() and not found.st_mode & OTHERS_WRITE
 
 
 def _check_owner(folder: Path, found: os.stat_result) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from protocol.process.own_folder import NotOurs, is_ours, kernel_folder, make_own
+from protocol.process.own_folder import OTHERS_WRITE, NotOurs, is_ours, kernel_folder, make_own
 
 VARIABLE = "TRITON_CACHE_DIR"
 log = logging.getLogger(__name__)
@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 def use_own_triton_cache() -> Path:
     """The folder, from now on Triton's in this process and its children: the one that VARIABLE
     names, else one beside the C kernels. To be called before a kernel is compiled; harmless when
-    repeated."""
+    repeated. What this process makes from now on others cannot write, whatever its umask was: or
+    its own kernels would be taken out at the next start."""
+    os.umask(os.umask(OTHERS_WRITE) | OTHERS_WRITE)
     try:
         named = os.environ.get(VARIABLE)
         if not named:

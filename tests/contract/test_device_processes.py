@@ -43,6 +43,8 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(params=["fake", pytest.param("cuda", marks=pytest.mark.gpu)])
 def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and (why := why_no_gpu()):
+        pytest.skip(why)
     return str(request.param)
 
 
@@ -51,10 +53,8 @@ STAGED = [pytest.param(name, marks=pytest.mark.long) for name in ("shm", "tcp")]
 
 @pytest.fixture(params=["cuda_ipc", "nccl", *STAGED])
 def transport(kind: str, request: pytest.FixtureRequest) -> str:
-    if kind == "cuda":
-        why = why_no_nccl() if request.param == "nccl" else why_no_gpu()
-        if why:
-            pytest.skip(why)
+    if kind == "cuda" and request.param == "nccl" and (why := why_no_nccl()):
+        pytest.skip(why)
     return str(request.param)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,13 @@ from engine.ops.triton import (
 )
 from engine.ops.triton.launch import Launch
 from engine.sampling import triton_bracket, triton_plan, triton_sample
+from tools.first_gpu import tune as first_hour
 from tools.tune import __main__ as command
 from tools.tune import subject as tuning
 from tools.tune.attention import attention_subjects
 from tools.tune.linears import CUBLAS, LINEARS, linears_subjects
 from tools.tune.sample import sample_subjects
-from tools.tune.subject import Measured, NoRoom, Subject, tune, written
+from tools.tune.subject import Measured, NoRoom, Subject, compile_share, tried, tune, written
 
 DEFAULT, WRONG, FAST, LARGE, SLOW = (Launch(block_n=n, num_warps=4) for n in (16, 32, 64, 128, 256))
 ROWS_TK = torch.empty(16, 64, device="meta")
@@ -143,6 +145,34 @@ def test_no_candidate_is_begun_once_the_time_is_up() -> None:
     ticks = iter(range(99))
     found = list(tune([subject(), subject()], measure, within_s=3, clock=lambda: next(ticks)))
     assert [one.launch for one in found] == [DEFAULT]
+
+
+def test_processes_share_the_candidates_that_one_measures() -> None:
+    """Each compiles its own, none of them twice; what the chip has no room for is passed over."""
+    ran = list[Launch]()
+
+    def compiled(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+        took_us, result = measure(call)
+        ran.append(next(one for one, us in TOOK_US.items() if us == took_us))
+        return took_us, result
+
+    shares = [compile_share([subject()], compiled, number=n, of=2) for n in (0, 1)]
+    assert sum(shares) == 3 and set(ran) == {WRONG, SLOW, FAST}
+
+
+def test_of_many_candidates_the_same_few_are_compiled_and_measured() -> None:
+    one = replace(subject(), candidates=[Launch(block_n=n) for n in range(100)])
+    few = tried(one, 10)
+    assert len(set(few)) == 10 and few == tried(one, 10)
+    assert max(launch.block_n for launch in few) > 50, "from all over the range"
+    assert tried(one, None) == one.candidates == tried(one, 100)
+
+
+def test_every_kernel_that_the_first_hour_tunes_is_known(tmp_path: Path) -> None:
+    stage = first_hour.tune(tmp_path, toy=False)
+    tuned = [part for wave in stage.waves for part in wave if "--kernel" in part.arguments]
+    kernels = [part.arguments[part.arguments.index("--kernel") + 1] for part in tuned]
+    assert {"attention", "linear", "sample"} <= set(kernels) <= set(command.KERNELS)
 
 
 def test_what_is_written_is_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
-"""The first hour on a GPU's machine, shown on one without: every stage, from nothing but wheels.
+"""The first hour on a GPU's machine, shown on one without: from nothing but wheels.
 
-The Python beneath has torch, Triton, NumPy and what torch itself needs, and no registry.
+The Python beneath has torch, Triton, NumPy and what torch itself needs, and no registry. One stage
+stands for all, and one kernel for what is tuned: each other stage takes half a minute to a minute
+of a processor by `tools/first_gpu.sh STAGE OUT --toy`.
 """
 
 import json
@@ -13,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tools.first_gpu import __main__ as command
+from bench.row import told
 from tools.first_gpu.wheels import present, requirements_of
 from tools.python_path import ROOT
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 STAGE_S = 600.0
-"""A toy takes a minute of a machine that is not busy, and many of one that is."""
+"""It takes a minute of a machine that is not busy, and many of one that is."""
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -67,17 +69,28 @@ def first_gpu(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", command.STAGES)
 def test_a_stage_runs_where_only_torch_and_the_wheels_are(
-    stage: str, plain: Path, wheels: Path, out: Path
+    plain: Path, wheels: Path, out: Path
 ) -> None:
-    done = first_gpu(stage, out, plain=plain, wheels=wheels)
-    table = (out / f"{stage}.txt").read_text() if done.returncode in (0, 1) else ""
+    done = first_gpu("check", out, plain=plain, wheels=wheels)
+    table = (out / "check.txt").read_text() if done.returncode in (0, 1) else ""
     assert done.returncode == 0, table + done.stderr[-2000:]
     assert done.stdout.endswith(table), "the table is the last thing said"
-    kept = json.loads((out / f"{stage}.json").read_text())
-    logs = {file.stem for file in (out / "logs" / stage).glob("*.log")}
+    kept = json.loads((out / "check.json").read_text())
+    logs = {file.stem for file in (out / "logs" / "check").glob("*.log")}
     assert kept["rows"] and set(kept["took_s"]) == logs
+
+
+def test_a_kernel_is_tuned_into_a_table_of_what_beats_the_default(tmp_path: Path) -> None:
+    command = ["-m", "tools.first_gpu.tuned", str(tmp_path), "--kernel", "linear", "--toy"]
+    done = subprocess.run(
+        [sys.executable, *command, "--seconds", "60"], cwd=ROOT, capture_output=True, text=True,
+        timeout=STAGE_S,
+    )  # fmt: skip
+    rows = list(told(done.stdout))
+    assert done.returncode == 0 and len(rows) == 6, done.stderr[-2000:]
+    assert all(row.part.startswith("linear") and "cuBLAS" in row.result for row in rows)
+    assert json.loads((tmp_path / "toy.json").read_text()) == {"entries": []}
 
 
 def test_without_wheels_it_is_said_what_to_make(plain: Path, out: Path, tmp_path: Path) -> None:

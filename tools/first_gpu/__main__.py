@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from protocol.process.triton_cache import use_own_triton_cache
 from tools.first_gpu import kernel_cache
 from tools.first_gpu.check import check
 from tools.first_gpu.profile import profile
@@ -34,7 +35,7 @@ def main() -> int:
     if asked.toy:  # tensors are tiny: a second thread would only wait for a core
         os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(ROOT)
-    kernels = kernel_cache.cache_folder()
+    kernels = use_own_triton_cache()
     packed = out / kernel_cache.NAME
     taken = kernel_cache.unpack([*asked.kernels, packed, ROOT / ".wheels" / packed.name], kernels)
     print(f"kernels compiled before: {taken or 'none taken up'}", flush=True)

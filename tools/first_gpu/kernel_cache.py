@@ -4,17 +4,11 @@ Triton names what it compiled by a hash of source, options and its own version: 
 never found. Only a file that you made yourself is to be unpacked, for its contents are run.
 """
 
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
 NAME = "kernel-cache.tar.gz"
-
-
-def cache_folder() -> Path:
-    """As Triton finds it."""
-    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
 def pack(folder: Path, file: Path) -> int:

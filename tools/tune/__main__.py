@@ -12,7 +12,7 @@ it. A linear has an entry only where our kernel is faster than cuBLAS, at the sh
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from tools.tune.experts import experts_subjects
 from tools.tune.linears import CUBLAS, linears_subjects
 from tools.tune.sample import sample_subjects
 from tools.tune.step import step_subjects
-from tools.tune.subject import Subject, on_gpu, tune, written
+from tools.tune.subject import Measured, Subject, on_gpu, tune, written
 
 KERNELS = ("attention", "experts", "linear", "sample", "step")
 
@@ -43,6 +43,11 @@ def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
             return sample_subjects(asked.vocab)
 
 
+def kept(measured: Iterable[Measured]) -> Iterator[Measured]:
+    """What an entry is written of: a linear that cuBLAS computes faster has none."""
+    return (one for one in measured if one.kernel != "linear" or one.launch != CUBLAS)
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -53,6 +58,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("width", 2_048), ("hidden", 768), ("vocab", 151_936), ("seconds", 300),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--most", type=int, help="candidates of a shape; default: all")
     parser.add_argument("--out", type=Path, default=launch.TUNED, help="folder of the files")
     return parser.parse_args(arguments)
 
@@ -66,11 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = (one for name in asked.kernel or KERNELS for one in subjects_of(name, asked))
     file = asked.out / launch.file_name(torch.cuda.get_device_capability())
     device = torch.cuda.get_device_name()
-    measured = list(tune(chosen, on_gpu, within_s=asked.seconds))
+    measured = list(tune(chosen, on_gpu, within_s=asked.seconds, most=asked.most))
     for one in measured:
         print(f"{one.kernel} {one.shape}: {one.median_us:.1f} us, default {one.default_us:.1f} us")
-    kept = [one for one in measured if one.kernel != "linear" or one.launch != CUBLAS]
-    print(f"{written(file, kept, device=device)} entries to {file}")
+    print(f"{written(file, kept(measured), device=device)} entries to {file}")
     return 0
 
 

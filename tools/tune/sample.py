@@ -14,19 +14,19 @@ from engine.sampling.rows import RowRules
 from tools.tune import subject
 from tools.tune.subject import Subject, noise
 
+NUM_ROWS = 32
+
 
 def sample_subjects(vocab_size: int) -> Iterator[Subject]:
-    num_rows = 32
-
     def column(value: float, dtype: torch.dtype) -> Tensor:
-        return torch.full((num_rows,), value, dtype=dtype, device=subject.DEVICE)
+        return torch.full((NUM_ROWS,), value, dtype=dtype, device=subject.DEVICE)
 
     rows = RowRules(
         temperature_R=column(0.8, torch.float32), top_k_R=column(50, torch.int32),
         top_p_R=column(0.95, torch.float32), min_p_R=column(0.0, torch.float32),
-        seed_R=column(1, torch.int64), position_R=torch.arange(num_rows, device=subject.DEVICE),
+        seed_R=column(1, torch.int64), position_R=torch.arange(NUM_ROWS, device=subject.DEVICE),
     )  # fmt: skip
-    logits_RV = noise(num_rows, vocab_size).float() * 12
+    logits_RV = noise(NUM_ROWS, vocab_size).float() * 12
     yield Subject(
         kernel="sample",
         shape="any",

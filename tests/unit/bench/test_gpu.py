@@ -1,5 +1,6 @@
 """The GPU benchmark without a GPU: its arithmetic, and that its parts run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import torch
 from support.gpu import ROOT
 from support.host_device import HostDevice
 
-from bench.gpu import attention, breakdown, peers, plan
+from bench.gpu import attention, breakdown, forward, peers, plan
 from bench.gpu import parts as bench
 from bench.gpu.breakdown import Kernel
 from bench.gpu.peers import Peer
 from bench.gpu.shapes import LLAMA_8B, TOY, costs
+from engine.ops.inputs import with_work
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.opening import ops_for
 
@@ -64,6 +66,8 @@ def test_every_part_of_ours_runs_on_the_host(
     toy.engine()
     toy.attention()
     assert not toy.failures
+    assert list(toy.measured_ms) == ["1", "2", "4", "64"], "as tools.predict reads them"
+    assert all({"norm", "host", "total"} <= set(parts) for parts in toy.measured_ms.values())
     said = capsys.readouterr()
     assert said.out == "", "what is measured on the host is not recorded"
     parts = [line.split()[0] for line in said.err.splitlines()]
@@ -104,6 +108,24 @@ def test_a_peer_that_fails_or_is_late_is_a_result_with_its_reason(tmp_path: Path
     assert "none" in str(missing["failed"])
     late = peers.run(peer, tmp_path, device="cpu", dtype="float32", within_s=0.01)
     assert late == {"failed": "not done within 0 s"}
+
+
+def test_peers_are_run_by_the_python_that_they_were_installed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEERS_PYTHON", "/bin/echo")
+    peer = Peer(kind="static", batch=1, context=4, steps=4)
+    with pytest.raises(json.JSONDecodeError, match="Expecting value"):
+        peers.run(peer, tmp_path, device="cpu", dtype="float32", within_s=60)
+
+
+def test_the_forward_that_is_checked_splits_a_decode_and_a_chunk_at_the_end_of_its_pool() -> None:
+    place = forward.Place(device=HostDevice(), shape=TOY, pool_bytes=0)
+    inputs = with_work(forward.far_inputs(place, pool_blocks=5_000), [None])
+    work = inputs.work
+    assert work is not None and work.has_decodes and work.chunk_splits > 1
+    assert work.passes_G[0][0].joined
+    assert int(inputs.tables_GSB.max()) == 4_999
 
 
 def test_a_share_below_its_bar_is_told(toy: bench.Bench) -> None:

@@ -1,11 +1,13 @@
 """Where a step's time goes, and what a part says in a table."""
 
 import re
-from pathlib import Path
 
 from bench.gpu.breakdown import LINEARS, OURS, Kernel, by_part, parts_of
+from bench.gpu.breakdown import PARTS as PARTS_OF_A_STEP
 from bench.gpu.rows import row_of, rows_of_parts
 from bench.gpu.shapes import LLAMA_8B, costs, part_bytes
+from tools.predict.shape import STEPS, ModelShape, works
+from tools.python_path import ROOT
 
 LAYER = (
     "norm_kernel", "nvjet_tst_64x8", "rope_store_kernel", "decode_kernel",
@@ -19,18 +21,40 @@ PARTS = [
 
 
 def test_linears_are_told_apart_by_the_kernels_around_them() -> None:
-    step = ["gather", *LAYER, *LAYER, "norm_kernel", "gemm", "tops_kernel", "choose_kernel"]
-    parts = ["embedding", *PARTS, *PARTS, "norm", "head", "sample", "sample"]
+    step = ["gather", *LAYER, *LAYER, "norm_kernel", "gemm", "fill", "tops_kernel", "choose_kernel"]
+    parts = ["embedding", *PARTS, *PARTS, "norm", "head", "head", "sample", "sample"]
     assert parts_of(step) == parts
     assert parts_of(step * 2) == parts * 2, "the next step begins anew"
 
 
-def test_every_kernel_of_the_engine_is_known_by_its_name() -> None:
-    engine = Path(__file__).parents[3] / "engine"
-    files = [*engine.glob("ops/triton/*.py"), *engine.glob("sampling/triton_*.py")]
-    names = {name for file in files for name in re.findall(r"def (\w+_kernel)\(", file.read_text())}
-    assert len(names) > 15
-    assert {n for n in names if not any(word in n for word, _ in OURS)} == set(LINEARS)
+def test_a_kernel_of_ours_is_the_linear_that_its_neighbours_say() -> None:
+    """Gate and up are multiplied in one, and the next norm adds the parts of down."""
+    names = ["reduce_splits_kernel", "linear_kernel", "norm_kernel", "linear_kernel",
+             "linear_kernel", "sum_parts_kernel", "norm_kernel"]  # fmt: skip
+    assert parts_of(names)[1:6] == ["o", "norm", "gate_up", "down", "down"]
+    assert parts_of(["norm_kernel", "gemm", "gemm", "norm_kernel"])[1:3] == ["mlp", "mlp"]
+
+
+def test_penalties_and_masks_are_neither_head_nor_sampling() -> None:
+    names = ["norm_kernel", "gemm", "penalise_kernel", "copy", "mask_kernel", "tops_kernel"]
+    assert parts_of(names) == ["norm", "head", "penalties", "penalties", "mask", "sample"]
+
+
+def test_every_kernel_of_the_engine_has_a_part() -> None:
+    launched = {
+        name
+        for file in (ROOT / "engine").rglob("*.py")
+        if "@triton.jit" in (text := file.read_text())
+        for name in re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE)
+    }
+    assert len(launched) > 15
+    known = {f"{name}_kernel" for name in OURS}
+    assert launched == known | set(LINEARS)
+    assert set(OURS.values()) <= set(PARTS_OF_A_STEP)
+
+
+def test_every_part_that_is_predicted_can_be_measured() -> None:
+    assert set(works(ModelShape(), STEPS[0])) <= set(PARTS_OF_A_STEP)
 
 
 def test_a_prompt_attends_without_splits_and_experts_stand_for_an_mlp() -> None:

@@ -47,6 +47,16 @@ def test_an_operator_s_folder_is_taken(tmp_path: Path, monkeypatch: pytest.Monke
     assert use_own_triton_cache() == tmp_path / "asked"
 
 
+def test_kernels_of_a_user_whose_group_may_write_are_found_again() -> None:
+    """A umask of 002, as many systems give it."""
+    before = os.umask(0o002)
+    try:
+        entry = kernel_in(use_own_triton_cache())
+        assert use_own_triton_cache() == entry.parent and entry.exists()
+    finally:
+        os.umask(before)
+
+
 def of_another(entry: Path) -> None:
     os.chown(entry / "copy.cubin", STRANGER, STRANGER)
 
