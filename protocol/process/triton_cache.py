@@ -19,13 +19,14 @@ from pathlib import Path
 from protocol.process.own_folder import NotOurs, is_ours, kernel_folder, make_own
 
 VARIABLE = "TRITON_CACHE_DIR"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = logging.getLogger(__name__)
 
 
 def use_own_triton_cache() -> Path:
     """The folder, from now on Triton's in this process and its children: the one that VARIABLE
-    names, else one beside the C kernels. To be called before a kernel is compiled; harmless when
-    repeated."""
+    names, else one beside the C kernels. From now on nobody else may write the process's new files.
+    To be called before a kernel is compiled; harmless when repeated."""
     try:
         named = os.environ.get(VARIABLE)
         folder = Path(named) if named else kernel_folder() / "triton"
@@ -39,7 +40,15 @@ def use_own_triton_cache() -> Path:
         log.warning("Triton's kernels are compiled for this process alone", extra=told)
         folder = _private_folder()
     os.environ[VARIABLE] = str(folder)
+    _write_for_us_alone()
     return folder
+
+
+def _write_for_us_alone() -> None:
+    """Triton's files get their modes by the umask. Where a group may write what its user does, as
+    on many Linux systems, all that this process compiles would be taken out at its next start."""
+    before = os.umask(_OTHERS_WRITE)
+    os.umask(before | _OTHERS_WRITE)
 
 
 def _take_out_others(folder: Path) -> None:
