@@ -34,14 +34,23 @@ class UnixPort(Port):
         try:
             if folder:
                 _remove_dead(folder)
-            self._sock.bind(_bound(self.address))
-            if folder:
-                self._path = self.address
-                os.chmod(self._path, 0o600)
-            self._sock.listen(_BACKLOG)
+                self._listen_in(Path(folder), name)
+            else:
+                self._sock.bind(_bound(name))
+                self._sock.listen(_BACKLOG)
         except OSError as error:
             self.close()
             raise TransferError(f"no socket {self.address}: {error}") from error
+
+    def _listen_in(self, folder: Path, name: str) -> None:
+        """Nobody finds it by its name before it is listened on, or he would take it for dead."""
+        draft = folder / f".{name}"
+        self._path = str(draft)
+        self._sock.bind(self._path)
+        draft.chmod(0o600)
+        self._sock.listen(_BACKLOG)
+        draft.rename(self.address)
+        self._path = self.address
 
     def close(self) -> None:
         super().close()
