@@ -1,12 +1,15 @@
 """Settings of moving KV, which prefill and decode workers have in common."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from kvtransfer.transport_names import listed
 from protocol.process.settings import WorkerSettings
+
+MAX_FOLDER_BYTES = 64
 
 
 class TransferSettings(WorkerSettings):
@@ -18,10 +21,11 @@ class TransferSettings(WorkerSettings):
     kv_help_copy: Literal["auto", "always", "never"] = "auto"
     """Whether this worker copies along when a decode worker of the same host fetches over shared
     memory. Auto: while a core is idle: two copy faster than one, but the model comes first."""
-    kv_socket_folder: str = Field(default="", max_length=64)
+    kv_socket_folder: str = ""
     """Folder of the unix sockets by which `cuda_ipc` and `shm` are reached on this host. Empty:
     abstract ones, which reach within one network namespace. Containers with others of their own,
-    such as pods of a node, share a folder, mounted at one path, and one user."""
+    such as pods of a node, share a folder, mounted at one path, and one user. It is there already,
+    and its path at most 64 bytes long: a socket's may have 107."""
     allow_fallback: bool = True
     """Use the next of `transports` when the first cannot be had; said in the log and in beats."""
     kv_spin_us: float = Field(default=0.0, ge=0, le=10_000)
@@ -47,12 +51,11 @@ class TransferSettings(WorkerSettings):
 
     @field_validator("kv_socket_folder")
     @classmethod
-    def _own_folder(cls, value: str) -> str:
-        if value and not os.path.isabs(value):
-            raise ValueError(f"{value!r} is no absolute path: others must find it by the same")
-        if value and not (os.path.isdir(value) and os.access(value, os.W_OK | os.X_OK)):
-            raise ValueError(
-                f"{value!r} is no folder that user {os.geteuid()} can make sockets in: mount it,"
-                " or leave it out for abstract sockets"
-            )
+    def _folder_for_sockets(cls, value: str) -> str:
+        if not value:
+            return value
+        if not value.startswith("/") or len(os.fsencode(value)) > MAX_FOLDER_BYTES:
+            raise ValueError(f"must be an absolute path of at most {MAX_FOLDER_BYTES} bytes")
+        if not Path(value).is_dir() or not os.access(value, os.W_OK | os.X_OK):
+            raise ValueError("must be a folder that is there and that this user may write")
         return value

@@ -63,6 +63,22 @@ def test_what_killed_processes_left_is_removed_and_what_lives_stays(
     another.close()
 
 
+def test_one_that_starts_beside_it_does_not_take_it_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chmod = Path.chmod
+
+    def between_bind_and_listen(path: Path, mode: int) -> None:
+        monkeypatch.undo()
+        UnixPort("kv", epoch=EPOCH, folder=str(tmp_path)).close()
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", between_bind_and_listen)
+    port = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
+    assert reaches(port)
+    port.close()
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match=r"nowhere.*No such file"):
         UnixPort("kv", epoch=EPOCH, folder=str(tmp_path / "nowhere"))

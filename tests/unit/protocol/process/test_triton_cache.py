@@ -42,6 +42,16 @@ def test_what_is_ours_stays(root: Path) -> None:
     assert (entry / "copy.cubin").read_bytes() == b"code"
 
 
+def test_what_is_compiled_under_a_group_s_umask_stays() -> None:
+    before = os.umask(0o002)
+    try:
+        entry = kernel_in(use_own_triton_cache())
+        use_own_triton_cache()
+        assert entry.exists()
+    finally:
+        os.umask(before)
+
+
 def test_an_operator_s_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "asked"))
     assert use_own_triton_cache() == tmp_path / "asked"

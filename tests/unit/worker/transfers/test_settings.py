@@ -1,25 +1,40 @@
-"""What a worker refuses to start with, of the settings of moving KV."""
+"""Which settings of moving KV a worker refuses before it starts."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
-from worker.transfers.settings import TransferSettings
-
-
-def _settings(folder: str) -> TransferSettings:
-    given = {"model": Path("m"), "redis": "redis://127.0.0.1:1/0", "kv_socket_folder": folder}
-    return TransferSettings.model_validate(given)
+from prefill_worker.settings import PrefillSettings
+from protocol.errors import SettingsError
+from protocol.process.settings import load
 
 
-def test_sockets_are_abstract_or_in_a_folder_that_is_there(tmp_path: Path) -> None:
-    assert _settings("").kv_socket_folder == ""
-    assert _settings(f"{tmp_path}").kv_socket_folder == f"{tmp_path}"
+@pytest.fixture
+def short() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kv") as folder:
+        yield Path(folder)
 
 
-@pytest.mark.parametrize("folder", ["sockets", "/there/is/none", "/etc/passwd"])
-def test_a_folder_that_cannot_have_sockets_is_refused_by_its_name(folder: str) -> None:
-    with pytest.raises(ValidationError, match="kv_socket_folder") as refused:
-        _settings(folder)
-    assert repr(folder) in str(refused.value)
+def _folder(value: object) -> str:
+    argv = ["--model", "/models/tiny", "--kv-socket-folder", str(value)]
+    return load(PrefillSettings, argv).kv_socket_folder
+
+
+def test_a_folder_for_sockets_that_is_there_is_taken(short: Path) -> None:
+    assert _folder(short) == str(short) and _folder("") == ""
+
+
+def test_one_that_cannot_hold_them_is_refused_before_the_worker_starts(short: Path) -> None:
+    file = short / "file"
+    file.write_text("")
+    for value in (short / "nowhere", file):
+        with pytest.raises(SettingsError, match=f"kv_socket_folder: '{value}': must be a folder"):
+            _folder(value)
+
+
+@pytest.mark.parametrize("value", ["sockets", "/" + "x" * 64])
+def test_a_path_that_no_socket_can_have_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="must be an absolute path of at most 64 bytes"):
+        _folder(value)
