@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.models.route import Softmax, route
-from engine.ops.contract import Activation, Experts, Head, Linear, Norm, Ops
+from engine.ops.contract import Activation, Experts, Linear, LogitsHead, Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
 
@@ -119,4 +119,4 @@ class Parts:
     embedding_scale: float
     layers: tuple[Layer, ...]
     final_norm: Norm
-    head: Head
+    head: LogitsHead

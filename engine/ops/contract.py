@@ -26,7 +26,7 @@ class Linear(Protocol):
         ...
 
 
-class Head(Protocol):
+class LogitsHead(Protocol):
     def __call__(self, x_RK: Tensor, /, out: Tensor | None = None) -> Tensor:
         """float32 [R, N], in memory that the caller may change; written to `out` if one is
         given."""
@@ -114,7 +114,7 @@ class Ops(Protocol):
         """In float32 whatever the io_dtype: a router that rounds chooses other experts."""
         ...
 
-    def head(self, weight_NK: Tensor, bias_N: Tensor | None) -> Head:
+    def head(self, weight_NK: Tensor, bias_N: Tensor | None) -> LogitsHead:
         """The linear that answers logits."""
         ...
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.batch import Chunk
 from engine.kvcache.windows import Window
-from engine.ops.work import Work, slots, work
+from engine.ops.work import AttentionWork, slots, work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class ForwardInputs:
     slots_GS1: Tensor | None = None
     """int32: places of attention's partial results, `engine.ops.work.slots`; None where nothing is
     split."""
-    work: Work | None = None
+    work: AttentionWork | None = None
     """What the host knows of them."""
 
     @property

@@ -45,7 +45,7 @@ class TorchLinear:
 
 @dataclass(frozen=True, slots=True)
 class WidenedHead:
-    """See `engine.ops.contract.Head`."""
+    """See `engine.ops.contract.LogitsHead`."""
 
     linear: Linear
 

@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.ops import work as cutting
-from engine.ops.work import SPLIT_TOKENS, Work, decode_work, slots, split_size, work
+from engine.ops.work import SPLIT_TOKENS, AttentionWork, decode_work, slots, split_size, work
 
 LENGTHS = st.integers(1, 3) | st.integers(1, 700)
 SEQUENCES = st.lists(st.tuples(LENGTHS, st.integers(0, 9_000)), min_size=1, max_size=9)
 WINDOWS = st.lists(st.none() | st.integers(1, 3_000), min_size=1, max_size=3)
 
 
-def cut(sequences: list[tuple[int, int]], windows: list[int | None]) -> tuple[np.ndarray, Work]:
+def cut(
+    sequences: list[tuple[int, int]], windows: list[int | None]
+) -> tuple[np.ndarray, AttentionWork]:
     lengths_S, befores_S = np.array(sequences, np.int64).T
     slots_GS1 = slots(lengths_S, lengths_S + befores_S, windows)
     return slots_GS1, work(lengths_S, slots_GS1)

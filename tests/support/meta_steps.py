@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.checkpoint.load import MAX_HEAD_DIM
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
-from engine.ops.work import Pass, Work
+from engine.ops.work import AttentionWork, Pass
 
 BF16 = torch.bfloat16
 ARCHS = (80, 90, 100)
@@ -43,7 +43,7 @@ def inputs(num_tokens: int, num_sequences: int) -> ForwardInputs:
         tables_GSB=meta(1, num_sequences, 8192 // BLOCK_TOKENS, dtype=torch.int32),
         rows_R=meta(num_sequences, dtype=torch.int64),
         slots_GS1=meta(1, num_sequences + 1, dtype=torch.int32),
-        work=Work(
+        work=AttentionWork(
             passes_G=((whole,),), has_decodes=decodes, split_tokens=512,
             chunk_splits=0 if decodes else 2,
         ),

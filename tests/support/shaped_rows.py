@@ -34,5 +34,5 @@ def shaped_on_device(
         msgspec.structs.replace(chunk, sequence=SequenceId(f"row {row}"))
         for row, chunk in enumerate(chunks)
     ]
-    shaped_RV, _ = penalties.apply(logits_RV, penalties.plan(own))
+    shaped_RV, _ = penalties.penalise_rows(logits_RV, penalties.plan(own))
     return shaped_RV

@@ -54,7 +54,7 @@ def invariant_launch(num_columns: int, width: int, kind: Kind, dtype: torch.dtyp
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GpuLinear:
-    """Implements `engine.ops.contract.Linear` and, of kind "head", `.Head`."""
+    """Implements `engine.ops.contract.Linear` and, of kind "head", `.LogitsHead`."""
 
     weight_NK: Tensor
     bias_N: Tensor | None

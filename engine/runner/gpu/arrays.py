@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.batch import Chunk
 from engine.kvcache.windows import Window
 from engine.ops.inputs import ForwardInputs, forward_inputs, with_work
-from engine.ops.work import Work, decode_work
+from engine.ops.work import AttentionWork, decode_work
 from engine.sampling.rows import RowRules
 from engine.sampling.sampler import MOST
 from protocol.layout import KvLayout
@@ -68,7 +68,7 @@ class StepFields(Generic[A]):
     """The same 64 bits."""
     position_R: A = field(metadata=_of("int64"))
     tables_GSB: A = field(metadata=_of("int32"))
-    work: Work
+    work: AttentionWork
     """What the host knows of attention's work; of a captured step its graph knows better."""
 
     def values(self) -> dict[str, A]:

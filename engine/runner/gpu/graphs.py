@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
-from engine.ops.work import Work, decode_work
+from engine.ops.work import AttentionWork, decode_work
 from engine.runner.gpu.arrays import StepArrays, StepTensors, empty_decode, is_decode
 from engine.runner.gpu.device import Device, Step
 from engine.runner.gpu.last_tokens import LastTokens
@@ -128,7 +128,7 @@ class DecodeGraphs:
 
         return self.device.capture(decode)
 
-    def _work_of(self, size: int) -> Work:
+    def _work_of(self, size: int) -> AttentionWork:
         layout = self.pool.layout
         num_blocks = min(self.max_blocks, self.pool.num_blocks)
         return decode_work(

@@ -89,7 +89,9 @@ class Penalties:
         """As `TokenCounts.forget`."""
         self._counts.forget(chunks)
 
-    def apply(self, logits_RV: Tensor, step: StepPenalties) -> tuple[Tensor, PenaltyRules | None]:
+    def penalise_rows(
+        self, logits_RV: Tensor, step: StepPenalties
+    ) -> tuple[Tensor, PenaltyRules | None]:
         """A copy with all of it done, or the same where nothing is to be; where the bans leave a
         row nothing, the row as it was allowed. Waits until the masks are filled. The rules are for
         `count_tokens`."""

@@ -189,7 +189,7 @@ class DeviceRunner:
     def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: StepPenalties) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        shaped_RV, rules = self._penalties.apply(logits_RV, penalties)
+        shaped_RV, rules = self._penalties.penalise_rows(logits_RV, penalties)
         sampled_R = self._sampler(shaped_RV, step.rules(num_rows))
         self._last.keep_tokens(sampled_R, step.keep_R[:num_rows])
         self._penalties.count_tokens(sampled_R, rules)

@@ -12,7 +12,7 @@ from support.meta_steps import heads, inputs, layer_pool, meta
 
 from engine.ops import work as cutting
 from engine.ops.triton import attention
-from engine.ops.work import SPLIT_TOKENS, Work, decode_work, slots, work
+from engine.ops.work import SPLIT_TOKENS, AttentionWork, decode_work, slots, work
 
 SHAPE = heads(128)
 
@@ -40,12 +40,12 @@ def decodes(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return recorded
 
 
-def attend(work: Work, num_sequences: int) -> None:
+def attend(work: AttentionWork, num_sequences: int) -> None:
     given = replace(inputs(num_sequences, num_sequences), work=work)
     attention.attention(meta(num_sequences, 48, 128)[:, :32], layer_pool(128), given, SHAPE)
 
 
-def cut(contexts: Sequence[int]) -> tuple[np.ndarray, Work]:
+def cut(contexts: Sequence[int]) -> tuple[np.ndarray, AttentionWork]:
     lengths_S = np.ones(len(contexts), np.int64)
     slots_GS1 = slots(lengths_S, np.array(contexts, np.int64), [None])
     return slots_GS1, work(lengths_S, slots_GS1)

@@ -70,7 +70,7 @@ def test_a_bias_is_made_once_for_each_sequence_and_anew_for_another_that_has_its
 
     def biased(rule: Sampling) -> list[float]:
         planned = penalties.plan([chunk([9], table=[0], sampling=rule)])
-        row: list[float] = penalties.apply(torch.zeros(1, 5), planned)[0][0].tolist()
+        row: list[float] = penalties.penalise_rows(torch.zeros(1, 5), planned)[0][0].tolist()
         return row
 
     with pytest.MonkeyPatch.context() as patch:
