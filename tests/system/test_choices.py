@@ -106,30 +106,3 @@ def test_choices_of_two_prompts_are_those_of_single_requests(
     first = _singles(cluster, prompts[0], seed=70, n=2, **alone)
     assert choices == first + _singles(cluster, prompts[1], seed=72, n=2, **alone)
     cluster.wait_idle()
-
-
-def test_choices_that_call_tools_are_those_of_single_requests(cluster: Cluster) -> None:
-    function = {
-        "name": "look",
-        "parameters": {
-            "type": "object",
-            "properties": {"deep": {"type": "boolean"}},
-            "required": ["deep"],
-            "additionalProperties": False,
-        },
-    }
-    body = {
-        "model": cluster.model, "messages": [{"role": "user", "content": "look"}], "seed": 80,
-        "temperature": 1.0, "max_tokens": 60, "logprobs": True, "tool_choice": "required",
-        "tools": [{"type": "function", "function": function}],
-    }  # fmt: skip
-
-    def ask(**more: Any) -> list[Any]:
-        url = f"{cluster.base_url}/v1/chat/completions"
-        answer = httpx.post(url, json=body | more, timeout=100)
-        assert answer.status_code == 200, answer.text
-        choices: list[Any] = answer.json()["choices"]
-        return [[one["token"] for one in c["logprobs"]["content"]] for c in choices]
-
-    assert ask(n=2) == [ask(seed=80)[0], ask(seed=81)[0]]
-    cluster.wait_idle()
