@@ -40,7 +40,7 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class AttentionWork:
     """What the host knows of a step's items; their places are in `slots_GS1` on the device."""
 
     passes_G: tuple[tuple[Pass, ...], ...]
@@ -87,14 +87,14 @@ def slots(
     return slots_GS1
 
 
-def work(lengths_S: NDArray[np.int64], slots_GS1: NDArray[np.int32]) -> Work:
+def work(lengths_S: NDArray[np.int64], slots_GS1: NDArray[np.int32]) -> AttentionWork:
     """For the lengths and slots of a step of at least one sequence."""
     several_S, splits = lengths_S > 1, 0
     has_chunks = bool(several_S.any())
     if has_chunks:
         splits_GS = np.diff(slots_GS1)[:, several_S] // lengths_S[several_S]
         splits = max(1, int(splits_GS.max()))
-    return Work(
+    return AttentionWork(
         passes_G=tuple(tuple(_passes(slots_S1, has_chunks)) for slots_S1 in slots_GS1),
         has_decodes=not several_S.all(),
         split_tokens=SPLIT_TOKENS,
@@ -102,13 +102,13 @@ def work(lengths_S: NDArray[np.int64], slots_GS1: NDArray[np.int32]) -> Work:
     )
 
 
-def decode_work(num_sequences: int, *, num_groups: int, max_context_tokens: int) -> Work:
+def decode_work(num_sequences: int, *, num_groups: int, max_context_tokens: int) -> AttentionWork:
     """Room for every step of so many sequences of one token, as far as MOST_SLOTS go."""
     most = max(num_sequences, min(MOST_SLOTS, num_sequences * most_splits(max_context_tokens)))
     whole = Pass(
         first=0, last=num_sequences, first_slot=0, num_slots=most, joined=most > num_sequences
     )
-    return Work(
+    return AttentionWork(
         passes_G=((whole,),) * num_groups, has_decodes=True, split_tokens=SPLIT_TOKENS,
         chunk_splits=0,
     )  # fmt: skip

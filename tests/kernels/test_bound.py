@@ -86,12 +86,12 @@ def test_under_a_triton_that_is_not_known_every_launch_is_an_ordinary_one(
 
     monkeypatch.setattr(norm.norm_kernel, "run", run)
     monkeypatch.setattr(triton, "__version__", version)
-    norm._bound.cache_clear()
+    norm.bound_norm.cache_clear()
     rms = Norm(weight_K=torch.ones(64), eps=1e-6)
     with faked():
         for _ in range(2):
             norm.normed(torch.zeros(3, 64), None, rms, dtype=torch.bfloat16)
-    norm._bound.cache_clear()
+    norm.bound_norm.cache_clear()
     assert (len(ordinary), len(again)) == (2 - looked_up, looked_up)
 
 

@@ -202,12 +202,12 @@ def test_kernels_begin_early_where_that_was_measured_to_be_faster(
     for folder, early in ((tmp_path / "none", False), (tmp_path, True)):
         monkeypatch.setattr(launch, "TUNED", folder)
         launch.tuned_launches.cache_clear()
-        norm._bound.cache_clear()
+        norm.bound_norm.cache_clear()
         ops = choose_ops(dtype=torch.bfloat16, device=gpu)
         launches = recorded(norm, "norm_kernel", lambda ops=ops: ops.norm(ROWS_TK, None, NORM))  # type: ignore[misc]
         assert [one.options.get("launch_pdl", False) for one in launches] == [early]
     launch.tuned_launches.cache_clear()
-    norm._bound.cache_clear()
+    norm.bound_norm.cache_clear()
 
 
 def test_other_entries_of_the_file_stay(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def launch_thrice(gpu: NoGpu) -> None:
     x_TK, rms = torch.zeros(5, 64), Norm(weight_K=torch.ones(64), eps=1e-6)
     norm.normed(x_TK[:3], None, rms, dtype=torch.bfloat16)
     norm.normed(x_TK, None, rms, dtype=torch.bfloat16)
-    norm._bound.cache_clear()
+    norm.bound_norm.cache_clear()
     norm.normed(x_TK, None, rms, dtype=torch.bfloat16)
 
 
