@@ -120,6 +120,18 @@ class Candidates:
             prefill, decode = placement.prefill, placement.decode
             self._sessions.note_placed(session, prefill=prefill, decode=decode)
 
+    def take_seat(self, context: RequestContext, placement: Placement) -> None:
+        """It will go on from another of its family, where that one is not known yet: until
+        `give_seat_back` newcomers find as little room as if it were where it was placed alone."""
+        worker = self._workers.get(placement.decode)
+        if worker is not None:
+            worker.take_seat(context.routed.wire_id, context.num_tokens)
+
+    def give_seat_back(self, context: RequestContext, placement: Placement) -> None:
+        worker = self._workers.get(placement.decode)
+        if worker is not None:
+            worker.give_seat_back(context.routed.wire_id)
+
     def note_ended(self, context: RequestContext) -> None:
         """The attempt is over, well or not."""
         self._forget_cleared(context)

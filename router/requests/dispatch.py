@@ -210,8 +210,6 @@ class Dispatcher:
         is_resumed = context.num_lost > 0 or bool(context.routed.generated)
         if is_resumed:
             queued = self._waiting.resumed(queued)
-        if (family := _joined_family(context)) is not None:
-            await _decided(family)
         is_placed = False
         try:
             while not is_placed:
@@ -219,11 +217,16 @@ class Dispatcher:
                     await self._waiting.wait_turn(queued, pause_s=None)
                 context.queue_factor = self._waiting.queue_factor(queued)
                 placement = self._place(context)
-                if isinstance(placement, Placement):
-                    self._begin(opened, placement)
-                    is_placed = True
-                else:
+                if isinstance(placement, PlacementRefusal):
                     await self._wait_after(context, queued, placement)
+                    continue
+                ready: Placement | None = placement
+                if (family := _undecided_family(context)) is not None:
+                    self._waiting.leave(queued, is_placed=False)
+                    ready = await self._wait_seated(context, placement, family)
+                if ready is not None:
+                    self._begin(opened, ready)
+                    is_placed = True
         except QueueShed as error:
             if not is_resumed:
                 raise
@@ -235,13 +238,30 @@ class Dispatcher:
         if self._poison.num_times(context.request) > context.num_found_before:
             raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
         self._candidates.avoided = self._watchdog.avoided
+        alone = self._candidates.place_request(context, now=self._clock())
+        if isinstance(alone, PlacementRefusal) and alone.why == "saturated":
+            return alone  # who goes on from another has a seat and a queue like everybody
+        return self._place_fork(context) or alone
+
+    def _place_fork(self, context: RequestContext) -> Placement | None:
         family = _joined_family(context)
         point = None if family is None else family.fork_point
-        if point is not None:
-            fork = self._candidates.place_fork(context, point, now=self._clock())
-            if fork is not None:
-                return fork
-        return self._candidates.place_request(context, now=self._clock())
+        if point is None:
+            return None
+        return self._candidates.place_fork(context, point, now=self._clock())
+
+    async def _wait_seated(
+        self, context: RequestContext, seat: Placement, family: ForkFamily
+    ) -> Placement | None:
+        """Until its family's first is under way on a decode worker, or has ended; None: it is to be
+        placed by itself. Seats are taken as choices come, so that those for which there is none are
+        sent away before their client has had a byte."""
+        self._candidates.take_seat(context, seat)
+        try:
+            await _decided(family)
+            return self._place_fork(context)
+        finally:
+            self._candidates.give_seat_back(context, seat)
 
     async def _wait_after(
         self, context: RequestContext, queued: QueuedRequest, refusal: PlacementRefusal
@@ -356,6 +376,11 @@ def _joined_family(context: RequestContext) -> ForkFamily | None:
     """Whose first one it would go on from: as long as it has said nothing itself."""
     request, routed = context.request, context.routed
     return None if request.is_first or routed.generated else request.family
+
+
+def _undecided_family(context: RequestContext) -> ForkFamily | None:
+    family = _joined_family(context)
+    return family if family is not None and family.is_undecided else None
 
 
 async def _decided(family: ForkFamily) -> None:

@@ -91,6 +91,9 @@ class KnownWorker:
     _num_posted: int = 0
     """Computations sent on its link so far, as the worker counts them (`Beat.num_received`)."""
     _sent: dict[RequestId, Sent] = field(default_factory=dict)
+    _seats: dict[RequestId, int] = field(default_factory=dict)
+    """Tokens of those that are to come and are not sent yet: room that newcomers do not find, and
+    no company to anybody."""
     """Those that no report counts yet."""
     _numbers: dict[RequestId, int] = field(default_factory=dict)
     """Of those, the number under which the worker counts each that is on its way."""
@@ -196,6 +199,15 @@ class KnownWorker:
             self._suspects[request] = sent.at_s + ALONE_S
         self._show_work()
 
+    def take_seat(self, request: RequestId, num_tokens: int) -> None:
+        """It will come, here or elsewhere, once something else is known: until `give_seat_back`."""
+        self._seats[request] = num_tokens
+        self._show_work()
+
+    def give_seat_back(self, request: RequestId) -> None:
+        self._seats.pop(request, None)
+        self._show_work()
+
     def note_posted(self, request: RequestId) -> None:
         """It was handed to the link, after all that were before it."""
         self._num_posted += 1
@@ -247,8 +259,8 @@ class KnownWorker:
                 for request, one in self._sent.items()
                 if request in self._computing
             ],
-            num_sent=len(sent),
-            num_sent_tokens=sum(one.num_tokens for one in sent),
+            num_sent=len(sent) + len(self._seats),
+            num_sent_tokens=sum(one.num_tokens for one in sent) + sum(self._seats.values()),
         )
         self._fleet.set_work(self._slot, work)
 

@@ -6,6 +6,7 @@ import pytest
 from support.dispatching import ONCE, SOON_AGAIN, count, run
 from support.eventually import soon
 from support.fake_cluster import (
+    APART,
     FakeCluster,
     Heard,
     collect,
@@ -15,8 +16,17 @@ from support.fake_cluster import (
 )
 from support.fake_worker import Act, expected
 
+from protocol.ids import WorkerId
 from protocol.messages import Decode, OfAttempt, Prefill
 from protocol.readings import ScorePrompt
+from router.admission.fair_queue import QueueBounds
+from router.admission.shed import QueueShed
+from router.admission.waiting_room import QueueLimits
+from router.failover.stall import StallLimits
+from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
+from router.requests.candidates import Candidates
+from router.requests.context import RequestContext
+from router.requests.dispatch import DispatchLimits
 from router.requests.events import Ended, GenerationRequest, Route
 from router.requests.family import ForkFamily
 
@@ -179,7 +189,8 @@ def test_a_fork_is_not_blamed_on_its_worker_while_the_first_choice_is_prefilled(
 def test_a_fork_is_watched_alone_once_the_first_choice_has_left() -> None:
     async def test() -> None:
         plans = {"prefill-0": [Act("hang", 0)], "decode-0": [Act("hang", 0), Act("hang", 0)]}
-        async with fake_cluster(prefill=1, decode=1, plans=plans) as cluster:
+        limits = DispatchLimits(stalls=StallLimits(first_token_s=0.5))
+        async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
             first, second = choices(2)
             async with asyncio.TaskGroup() as tasks:
                 leaves = tasks.create_task(collect(cluster, first), name="leaves")
@@ -189,7 +200,52 @@ def test_a_fork_is_watched_alone_once_the_first_choice_has_left() -> None:
                 assert fork.silent_since == float("inf")
                 leaves.cancel()
                 await soon(lambda: fork.silent_since < float("inf"))
-                stays.cancel()
+                for worker in cluster.workers.values():
+                    worker.resumed.set()
+                await stays
+
+    run(test)
+
+
+@pytest.mark.parametrize("rules", [DEFAULT_RULES, APART], ids=["alone", "prefilled apart"])
+def test_choices_for_which_there_is_no_room_are_sent_away_before_the_first_is_answered(
+    rules: PlacementRules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for the first one's prompt on seats, of which a worker has three here."""
+
+    async def test() -> None:
+        place = Candidates.place_request
+
+        def place_request(
+            candidates: Candidates, context: RequestContext, *, now: float
+        ) -> Placement | PlacementRefusal:
+            fleet = cluster.registry.fleet
+            if fleet.rows["running"][fleet.slot_of(WorkerId("decode-0"))] >= 3:
+                return PlacementRefusal(why="saturated", reason="three are there")
+            return place(candidates, context, now=now)
+
+        monkeypatch.setattr(Candidates, "place_request", place_request)
+        queue = QueueLimits(bounds=QueueBounds(num_requests=2))
+        limits = DispatchLimits(queue=queue, rules=rules)
+        plans = {name: [Act("hang", 0)] for name in ("prefill-0", "decode-0")}
+        async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
+            heard, outcomes = [Heard() for _ in range(6)], list[BaseException | None]()
+
+            async def one(choice: GenerationRequest, listener: Heard) -> None:
+                try:
+                    await collect(cluster, choice, listener)
+                except QueueShed as error:
+                    outcomes.append(error)
+
+            async with asyncio.TaskGroup() as tasks:
+                for choice, listener in zip(choices(6), heard, strict=True):
+                    tasks.create_task(one(choice, listener), name=choice.id)
+                await soon(lambda: len(outcomes) == 2)
+                assert not any(listener.told for listener in heard)
+                for worker in cluster.workers.values():
+                    worker.resumed.set()
+            assert len(outcomes) == 2
+            await cluster.until_idle()
 
     run(test)
 
