@@ -204,7 +204,7 @@ def reduction(dim: int, *, uniform: bool = False, early: bool = False) -> Call:
     part = Pass(first=0, last=8, first_slot=0, num_slots=8, joined=True)
     scratch = meta(8 * 32 * (dim + 2), dtype=F32)
     shape = heads(dim, window=4096, sinks_H=meta(32, dtype=F32))
-    reduce_splits._bound.cache_clear()
+    reduce_splits.bound_reduction.cache_clear()
     (call,) = recorded(
         reduce_splits, "reduce_splits_kernel",
         lambda: reduce_splits.reduce_splits(

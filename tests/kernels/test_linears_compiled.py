@@ -18,7 +18,7 @@ from tools.tune.linears import LINEARS, candidates
 
 BF16, F32 = torch.bfloat16, torch.float32
 ARCHS = (80, 90, 100)
-FEW = Launch(block_m=16, block_n=64, block_k=128, num_warps=4, num_stages=4)
+FEW = Launch(block_m=16, block_n=64, block_k=64, num_warps=4, num_stages=4)
 ROWS = {"few": 16, "many": 2_048}
 
 

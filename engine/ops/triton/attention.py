@@ -101,7 +101,8 @@ def bound_of(
     if launch is None:
         launch = attention_default(
             dim, group, decode=decode and not uniform, windowed=window is not None,
-            itemsize=dtype.itemsize, chip=UNKNOWN if uniform else capability(device),
+            uniform=uniform, itemsize=dtype.itemsize,
+            chip=UNKNOWN if uniform else capability(device),
         )  # fmt: skip
         shape = attention_class(dim, group, decode=decode, dtype=dtype)
         launch = launch if uniform else chosen("attention", shape, device, launch)

@@ -75,6 +75,14 @@ def split_range(split, end, num_tokens, held, SPLIT, SPLIT_ROWS, WINDOW):  # typ
     return split * size, (split + 1) * size
 
 
+@triton.jit
+def begin_early(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Launched before the kernel ahead had ended: waits for that, and lets the next one come."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=[
         "num_sequences", "first", "last", "first_slot", "num_slots", "table_stride",
@@ -88,14 +96,11 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr, SPLIT_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    DEPENDENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, g, p): the rows of a query tile over the p-th split of what its chunk sees, or
     over all where that is one; the longest contexts first. UNIFORM: over all, split by split."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     tokens: tl.constexpr = BLOCK_M // GROUP
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     sequence = sequence_of(starts, num_sequences, tile, tokens)
@@ -106,8 +111,7 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     end = tl.load(ends + sequence)
     before = end - stop  # position of a token less its place in the batch
     low, high = first_seen(before + begin, WINDOW), tl.minimum(before + begin + tokens, end)
-    split, begin_slot = tl.program_id(2), tl.load(slots + sequence)
-    held = tl.load(slots + sequence + 1) - begin_slot
+    split, held = tl.program_id(2), tl.load(slots + sequence + 1) - tl.load(slots + sequence)
     if not UNIFORM:
         least, most = split_range(split, end, stop - start, held, SPLIT, SPLIT_ROWS, WINDOW)
         low, high = tl.maximum(low, least), tl.minimum(high, most)
@@ -134,7 +138,7 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
             HEAD_DIM, BLOCK_TOKENS, True, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
         if held > 0:
-            slot = begin_slot + split * (stop - start) + token - start
+            slot = tl.load(slots + sequence) + split * (stop - start) + token - start
             leave_part(
                 scratch, num_slots, first_slot, slot, head, dims, best, total, values, real, inside,
                 NUM_HEADS, HEAD_DIM,

@@ -86,8 +86,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def attention_default(
-    head_dim: int, group: int, *, decode: bool, windowed: bool = False, itemsize: int,
-    chip: Capability = UNKNOWN,
+    head_dim: int, group: int, *, decode: bool, windowed: bool = False, uniform: bool = False,
+    itemsize: int, chip: Capability = UNKNOWN,
 ) -> Launch:  # fmt: skip
     """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: wide
     tiles that spill nothing on any chip the tests name, and load ahead. Tiles of chunks are larger
@@ -95,7 +95,8 @@ def attention_default(
     rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)
     if itemsize == 4:  # no tensor cores: products of float32 live in registers
         num_warps = 16 if padded_dim > 256 else 4 if rows <= 32 else 8
-        return Launch(block_m=rows, block_n=16, num_warps=num_warps, num_stages=1)
+        block_n = 32 if padded_dim > 256 and decode else 16
+        return Launch(block_m=rows, block_n=block_n, num_warps=num_warps, num_stages=1)
     padded = padded_dim != head_dim
     if chip >= (8, 0) and not (decode or windowed or padded) and padded_dim == 128:
         return Launch(block_m=128, block_n=128 if chip == (9, 0) else 64, num_warps=8, num_stages=3)
@@ -103,9 +104,9 @@ def attention_default(
     block_m = rows if decode else max(32 if deep else 64, rows)
     crowded = block_m >= 64 and (decode or windowed or padded)  # masks: registers
     # With 64 keys of 64 dims Triton 3.6.0 spills.
-    narrow = padded_dim > 128 or crowded or (decode and padded_dim == 64)
+    narrow = padded_dim > 128 or crowded or uniform or (decode and padded_dim == 64)
     block_n = 16 if deep else 32 if narrow else 64
-    roomy = block_m * padded_dim <= 64 * 128
+    roomy = block_m * padded_dim <= 64 * 128 and not uniform  # which has two sums of values
     return Launch(block_m=block_m, block_n=block_n, num_warps=4 if roomy else 8, num_stages=3)
 
 

@@ -107,7 +107,7 @@ def reduce_splits(
     `scratch` is float32: weighted values [slots, H, D], then [slots, H, 2] the largest score, in
     powers of two, and the sum of the weights. `early` as `engine.ops.triton.bound.dependent`."""
     assert inputs.work is not None and inputs.slots_GS1 is not None
-    bound = _bound(
+    bound = bound_reduction(
         out.device, out.dtype, heads.num_heads, heads.head_dim, heads.window,
         heads.sinks_H is not None, inputs.work.split_tokens, uniform, early,
     )  # fmt: skip
@@ -119,7 +119,7 @@ def reduce_splits(
 
 
 @cache
-def _bound(
+def bound_reduction(
     device: torch.device, dtype: torch.dtype, num_heads: int, dim: int, window: int | None,
     has_sinks: bool, split_tokens: int, uniform: bool, early: bool,
 ) -> Bound:  # fmt: skip
