@@ -100,7 +100,9 @@ def test_the_gates_fit(activation: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "arch", [90, *(pytest.param(one, marks=pytest.mark.long) for one in ARCHS if one != 90)]
+)
 def test_the_sampler_fits(arch: int, tmp_path: Path) -> None:
     def column(dtype: torch.dtype) -> Tensor:
         return meta(64, dtype=dtype)

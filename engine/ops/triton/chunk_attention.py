@@ -75,7 +75,7 @@ def split_range(split, end, num_tokens, held, SPLIT, SPLIT_ROWS, WINDOW):  # typ
     return split * size, (split + 1) * size
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def begin_early(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Launched before the kernel ahead had ended: waits for that, and lets the next one come."""
     if DEPENDENT:

@@ -42,8 +42,7 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
     SPLIT_ROWS: tl.constexpr, HAS_SINKS: tl.constexpr, UNIFORM: tl.constexpr,
     PARTS: tl.constexpr, BLOCK_D: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, h) does one row of a pass, if it is in several splits. UNIFORM: one after
-    another, as a chunk joins its own."""
+    """Program (t, h): a row in several splits; UNIFORM: in order, as a chunk joins its own."""
     if DEPENDENT:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
