@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import APIOperation, BaseSchema, Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
-from support.api import make_bench
+from support.api import make_bench, with_stream_door
 
 NUM_CASES = 500
 """In all, as `NUM_LONG_CASES` in the long tests."""
@@ -18,7 +18,7 @@ MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> BaseSchema:
-    app = make_bench(tmp_path_factory.mktemp("checkpoint")).app()
+    app = with_stream_door(make_bench(tmp_path_factory.mktemp("checkpoint")).app())
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
