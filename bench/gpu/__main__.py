@@ -5,7 +5,6 @@ Ends with 1 where a part of ours fails or is below its bar, or without a GPU.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -40,8 +39,6 @@ def main() -> int:
             SMALL if asked.toy else REAL, device, Path(directory), time.monotonic() + asked.within_s
         )
         measure(bench, asked.only)
-    if asked.measured:
-        asked.measured.write_text(json.dumps(bench.measured_ms, indent=1) + "\n")
     for failure in bench.failures:
         print(f"failed: {failure}", file=sys.stderr)
     for one in bench.below:
@@ -73,7 +70,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--toy", action="store_true", help="a tiny shape on the host")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="beside the limits")
     parser.add_argument("--within-s", type=float, default=BUDGET_S, help="peers take what is left")
-    parser.add_argument("--measured", type=Path, help="JSON written for `tools.predict`")
     return parser.parse_args()
 
 

@@ -44,8 +44,6 @@ class Bench:
     """Parts whose share is less than their bar."""
     copied_per_s: float = 0.0
     flops_per_s: float = 0.0
-    measured_ms: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of a step, by its tokens and part: as `python -m tools.predict --measured` reads it."""
     _took_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -208,17 +206,12 @@ class Bench:
         """Milliseconds of the kernels of a step by what they do, and what is left of the step."""
         load, times = self.plan.load, 4
 
-        def told(name: str, work: Callable[[], None], tokens: int, times: int) -> None:
-            def measure() -> Results:
-                results = self._broken_down(name, work, times)
-                self.measured_ms[str(tokens)] = results
-                return results
-
-            self.part(f"breakdown_{name}", measure)
+        def told(name: str, work: Callable[[], None], times: int) -> None:
+            self.part(f"breakdown_{name}", lambda: self._broken_down(name, work, times))
 
         for batch in load.batches:
-            told(f"decode_b{batch}", side.decode(batch, times=times), batch, times)
-        told(f"prefill_{load.prompt}", side.prefill, load.prompt, 1)
+            told(f"decode_b{batch}", side.decode(batch, times=times), times)
+        told(f"prefill_{load.prompt}", side.prefill, 1)
 
     def _broken_down(self, name: str, work: Callable[[], None], times: int) -> dict[str, float]:
         kernels = breakdown.kernels_of(self.device, work)

@@ -11,22 +11,18 @@ def profile(out: Path, *, toy: bool) -> Stage:
     return Stage(
         name="profile",
         waves=[
-            [bench_part("engine", toy=toy, within_s=330, measured=out / "measured.json")],
+            [bench_part("engine", toy=toy, within_s=330)],
             [bench_part("attention", toy=toy, within_s=90)],
             [bench_part("peers", toy=toy, within_s=300)],
         ],
     )
 
 
-def bench_part(
-    only: str, *, toy: bool, within_s: float, name: str = "", measured: Path | None = None
-) -> Part:
-    """The limits are measured in the same process: shares are of them. `measured`: the file of a
-    step's parts, for `tools.predict`."""
+def bench_part(only: str, *, toy: bool, within_s: float, name: str = "") -> Part:
+    """The limits are measured in the same process: shares are of them."""
     small = ["--toy"] if toy else []
-    kept = [] if measured is None else ["--measured", str(measured)]
     budget = ["--within-s", f"{within_s:.0f}"]
     return Part(
-        name=name or only, arguments=["-m", "bench.gpu", "--only", only, *budget, *kept, *small],
+        name=name or only, arguments=["-m", "bench.gpu", "--only", only, *budget, *small],
         within_s=within_s,
     )  # fmt: skip

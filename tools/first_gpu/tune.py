@@ -5,29 +5,19 @@ from pathlib import Path
 from tools.first_gpu.part import Part
 from tools.first_gpu.profile import bench_part
 from tools.first_gpu.stage import Stage
-from tools.python_path import ROOT
 
-FILES = {"attention": "attention", "linear": "linears", "sample": "sample", "step": "step"}
-"""Of `tools/tune`, by the kernel's name there; a kernel without its file is left out. `step` is for
-what is of no kernel alone: whether a step's kernels begin before those ahead of them end."""
 SECONDS = {"attention": 100, "linear": 150, "sample": 30, "step": 60}
-"""Of ten minutes."""
+"""Of ten minutes, by the kernel's name in `tools.tune`. `step` is of no kernel alone: whether a
+step's kernels begin before those ahead of them end."""
 TOY_SECONDS = 1
 """Only what is measured first: the interpreter takes seconds for it."""
 
 
 def tune(out: Path, *, toy: bool) -> Stage:
     """One kernel after another: whoever measures is alone on the device."""
-    tuned = [_tuning(kernel, out, toy=toy) for kernel in FILES if _is_known(kernel)]
-    again = bench_part(
-        "engine", toy=toy, within_s=200, name="engine with the tables",
-        measured=out / "measured-tuned.json",
-    )  # fmt: skip
+    tuned = [_tuning(kernel, out, toy=toy) for kernel in SECONDS]
+    again = bench_part("engine", toy=toy, within_s=200, name="engine with the tables")
     return Stage(name="tune", waves=[*([part] for part in tuned), [again]])
-
-
-def _is_known(kernel: str) -> bool:
-    return (ROOT / "tools" / "tune" / f"{FILES[kernel]}.py").exists()
 
 
 def _tuning(kernel: str, out: Path, *, toy: bool) -> Part:

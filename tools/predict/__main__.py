@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="into docs/gpu-step.md")
-    parser.add_argument("--measured", type=Path, help="a gpu.jsonl or measured.json")
+    parser.add_argument("--measured", type=Path, help="a gpu.jsonl")
     asked = parser.parse_args(arguments)
     measured = read_measured(asked.measured, LLAMA_8B) if asked.measured else committed(LLAMA_8B)
     made = tables(measured)

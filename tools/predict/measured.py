@@ -19,11 +19,7 @@ def committed(shape: ModelShape) -> Measured:
 
 def read_measured(file: Path, shape: ModelShape) -> Measured:
     """Of each step the last that was recorded of this shape: `results/gpu.jsonl` of the folder that
-    `tools/first_gpu.sh profile` writes, or its `measured.json`, which has them alone. Raises
-    ValueError where none was, OSError without it."""
-    if file.suffix == ".json":
-        alone: Measured = json.loads(file.read_text(encoding="utf-8"))
-        return alone
+    `tools/first_gpu.sh profile` writes. Raises ValueError where none was, OSError without it."""
     steps: dict[str, dict[str, float]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)

@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 import triton
+import triton.language as tl
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
@@ -36,6 +37,15 @@ def launched_alike(version: str) -> bool:
     """Whether what Triton `version` compiled can be launched from here."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return LAUNCHED_ALIKE[0] <= (major, minor) < LAUNCHED_ALIKE[1]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def begin_early(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What a kernel does before it reads or returns, where it is `dependent`: waits for the one
+    ahead, and lets the next one come."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 class Bound:

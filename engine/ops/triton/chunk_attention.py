@@ -10,6 +10,7 @@ A short chunk over a long context is cut into splits as decodes are, but longer 
 import triton
 import triton.language as tl
 
+from engine.ops.triton.bound import begin_early
 from engine.ops.triton.online_softmax import (
     answer,
     before_keys,
@@ -73,14 +74,6 @@ def split_range(split, end, num_tokens, held, SPLIT, SPLIT_ROWS, WINDOW):  # typ
     size = tl.where(held > 0, SPLIT * tl.cdiv(num_tokens, SPLIT_ROWS), MOST_CONTEXT)
     split += first_seen(end - num_tokens, WINDOW) // size
     return split * size, (split + 1) * size
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def begin_early(DEPENDENT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Launched before the kernel ahead had ended: waits for that, and lets the next one come."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit(  # type: ignore[untyped-decorator]

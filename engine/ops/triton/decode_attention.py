@@ -10,6 +10,7 @@ many whatever its contexts are. How many there are changes no result.
 import triton
 import triton.language as tl
 
+from engine.ops.triton.bound import begin_early
 from engine.ops.triton.online_softmax import (
     answer,
     last_not_above,
@@ -37,9 +38,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Program (g, p): every so many-th split of the pass's sequences of one token, from the p-th
     on, over KV head g. WINDOW 0: none."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     kv_head = tl.program_id(0)
     base = pool + kv_head.to(tl.int64) * head_stride
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
-from engine.ops.triton.bound import Bound, dependent
+from engine.ops.triton.bound import Bound, begin_early, dependent
 from engine.ops.triton.launch import FUSED, as_stride
 
 TILE = 1_024
@@ -44,9 +44,7 @@ def gated_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Program (t, i) does tile i of row t; gate in the first half of a row, up in the second, or
     all of it a gate of ones."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = at < width

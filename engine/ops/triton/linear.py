@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import Activation
-from engine.ops.triton.bound import Bound, dependent
+from engine.ops.triton.bound import Bound, begin_early, dependent
 from engine.ops.triton.gated import activation_of
 from engine.ops.triton.launch import FUSED, Launch, as_stride
 
@@ -103,9 +103,7 @@ def linear_kernel(  # type: ignore[no-untyped-def]
         first_split = tl.program_id(2)
         last_split = first_split + 1
         goal += first_split.to(tl.int64) * part_stride
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     made = over_splits(
         x_rows, weight_rows, biases + columns if HAS_BIAS else biases, real, in_columns,
         first_split, last_split, WIDTH, SPLIT, HAS_BIAS, BLOCK_M, BLOCK_N, BLOCK_K, ONCE,
@@ -127,9 +125,7 @@ def sum_parts_kernel(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, i): tile i of row t, the parts added in order."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = at < NUM_COLUMNS

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import Norm
-from engine.ops.triton.bound import Bound, dependent
+from engine.ops.triton.bound import Bound, begin_early, dependent
 from engine.ops.triton.launch import FUSED, power_of_two, row_warps
 
 
@@ -27,9 +27,7 @@ def norm_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Program t does row t: x += scale * sum of the parts of delta; out = norm(x), or x without a
     weight."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     start = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, TILE)
     inside = at < width

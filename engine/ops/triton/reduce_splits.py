@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
-from engine.ops.triton.bound import Bound, dependent
+from engine.ops.triton.bound import Bound, begin_early, dependent
 from engine.ops.triton.launch import FUSED, power_of_two
 from engine.ops.triton.online_softmax import answer, before_keys, joined, last_not_above
 from engine.ops.work import SPLIT_ROWS, Pass
@@ -43,9 +43,7 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr, BLOCK_D: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, h): a row in several splits; UNIFORM: in order, as a chunk joins its own."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     head, token = tl.program_id(0), tl.program_id(1)
     sequence = last_not_above(starts, first, last, token)
     start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import HeadShape
-from engine.ops.triton.bound import Bound, dependent
+from engine.ops.triton.bound import Bound, begin_early, dependent
 from engine.ops.triton.launch import FUSED, as_stride, power_of_two
 
 TILE_VALUES = 2_048
@@ -126,9 +126,7 @@ def rope_store_kernel(  # type: ignore[no-untyped-def]
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, p) does part p of token t: of q, then k, then v."""
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    begin_early(DEPENDENT)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = qkv + token * row_stride
     if part < Q_PARTS:
