@@ -227,7 +227,7 @@ def test_choices_for_which_there_is_no_room_are_sent_away_before_the_first_is_an
         monkeypatch.setattr(Candidates, "place_request", place_request)
         queue = QueueLimits(bounds=QueueBounds(num_requests=2))
         limits = DispatchLimits(queue=queue, rules=rules)
-        plans = {name: [Act("hang", 0)] for name in ("prefill-0", "decode-0")}
+        plans = {name: [Act("hang", 0)] * 4 for name in ("prefill-0", "decode-0")}
         async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
             heard, outcomes = [Heard() for _ in range(6)], list[BaseException | None]()
 
@@ -241,7 +241,7 @@ def test_choices_for_which_there_is_no_room_are_sent_away_before_the_first_is_an
                 for choice, listener in zip(choices(6), heard, strict=True):
                     tasks.create_task(one(choice, listener), name=choice.id)
                 await soon(lambda: len(outcomes) == 2)
-                assert not any(listener.told for listener in heard)
+                assert not any(listener.tokens for listener in heard)
                 for worker in cluster.workers.values():
                     worker.resumed.set()
             assert len(outcomes) == 2
