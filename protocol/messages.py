@@ -241,6 +241,19 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Of all sequences that decode, the sum of their contexts."""
 
 
+class ServedVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request is answered by to its end, by whichever workers: weights and the text that
+    goes with them. Of one `model` several may be served side by side."""
+
+    model: str
+    """Its name in the API."""
+    revision: str
+    """Of its weights: the hub's commit, or a digest of what lies in the folder."""
+    text: str
+    """Digest of the files that make text of tokens and tokens of text
+    (`protocol.text.text_files`)."""
+
+
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is. Written to Redis under its id and sent in `Welcome`."""
 
@@ -265,6 +278,15 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that one step computes at most; 0: not known."""
     is_prefix_closed: bool = False
     """After each of its block events, it has what comes before every block that it has."""
+    revision: str = ""
+    text: str = ""
+    """As of `ServedVersion`."""
+    wire: int = 7
+    """The version of the wire that it speaks; 7: from before it was said."""
+
+    @property
+    def version(self) -> ServedVersion:
+        return ServedVersion(model=self.model, revision=self.revision, text=self.text)
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
-from protocol.messages import FailCode, FinishReason, Sampling
+from protocol.messages import FailCode, FinishReason, Sampling, ServedVersion
 from protocol.readings import PromptReading, TokenScore
 from router.requests.family import ForkFamily
 from router.requests.trace import RequestTrace
@@ -38,6 +38,8 @@ class GenerationRequest:
     """Of the choices of one prompt that go on from the first one's KV, and of that one."""
     is_first: bool = True
     """Of its family; the others have nothing read of their prompt."""
+    version: ServedVersion | None = None
+    """Only its workers take the request, retries included. None: whichever there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
