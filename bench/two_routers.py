@@ -138,7 +138,6 @@ class Router:
             index=PrefixIndex(),
             metrics=RouterMetrics(),
             traces=TraceRing(),
-            already_ended=lambda sampling, outputs: None,
         )
 
     def _connect(self, one: Registration) -> WorkerLink:

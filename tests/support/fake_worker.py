@@ -48,7 +48,7 @@ from protocol.messages import (
     WorkerState,
 )
 from protocol.readings import ScorePrompt, TokenScore
-from router.requests.instructions import EndWell
+from router.requests.ending import EndWell
 
 Deed = Literal[
     "die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break", "babble"
