@@ -181,12 +181,12 @@ def _build(
             router=router,
             resolver=resolver,
             num_links=lambda: registry.num_workers,
+            version=registration.wire,
         )
 
     index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
     registry = Registry(
         connect=connect,
-        model=settings.api_name,
         router=router,
         fast_path=make_fast_path(metrics.between_tokens_s),
     )
