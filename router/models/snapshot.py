@@ -54,7 +54,7 @@ class Snapshot:
 
     def of_name(self, name: str | None) -> tuple[AvailableVersion, ...]:
         """All that may answer it now. Raises UnknownModel for one that is not known."""
-        targets = self.aliases.get(name or "")
+        targets = self._targets(name)
         if targets is None:
             return self._of_model(name or self._only())
         return tuple(one for target in targets for one in self._of_target(target))
@@ -81,7 +81,7 @@ class Snapshot:
         return not any(self.models.values())
 
     def _pick(self, name: str | None, key: str) -> AvailableVersion:
-        targets = self.aliases.get(name or "")
+        targets = self._targets(name)
         if targets is not None:
             here = {one: weight for one, weight in targets.items() if self._of_target(one)}
             found = self._of_target(weighted_choice(key, here))
@@ -89,6 +89,11 @@ class Snapshot:
             found = self.of_name(name)
         by_key = {one.key: one for one in found}
         return by_key[weighted_choice(key, {k: v.num_decode_workers for k, v in by_key.items()})]
+
+    def _targets(self, name: str | None) -> Mapping[str, float] | None:
+        """Of an alias, those that a request may be for; None for another name."""
+        targets = self.aliases.get(name or "")
+        return targets and {one: weight for one, weight in targets.items() if weight > 0}
 
     def _only(self) -> str:
         """What a request without a name is for."""

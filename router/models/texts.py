@@ -14,6 +14,7 @@ from functools import partial
 from protocol.errors import BatonError, CheckpointError, PeerLost, SettingsError, WireError
 from protocol.ids import WorkerId
 from protocol.messages import AskText, TextPart
+from protocol.process.metrics import RouterMetrics
 from protocol.text.text_files import MAX_ARCHIVE_BYTES, MAX_PART_BYTES, TextFiles
 from router.models.kept_texts import KeptTexts
 from router.models.text_reading import ReadingRules, ReadText, read_text
@@ -39,11 +40,14 @@ class Texts:
         *,
         rules: ReadingRules,
         kept: KeptTexts,
+        metrics: RouterMetrics,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._rules = rules
         self._kept = kept
+        self._fetches = metrics.text_fetches
+        metrics.texts.set_function(lambda: len(self._read))
         self.changed = changed
         self._read: dict[str, ReadText] = {}
         self._refused: dict[str, str] = {}
@@ -102,6 +106,7 @@ class Texts:
             gc.freeze()  # else each full collection looks through all that was loaded
             log.info("text read", extra={"digest": digest})
         except (CheckpointError, SettingsError) as error:
+            self._fetches.labels("refused").inc()
             self._refused[digest] = f"its text cannot be used: {error}"
             remedy = "correct the model's files, or this router's formats, and start anew"
             log.error("text refused", extra={"digest": digest, "why": str(error), "remedy": remedy})
@@ -110,7 +115,9 @@ class Texts:
     async def _found(self, digest: str) -> ReadText:
         if (folder := await asyncio.to_thread(self._kept.find, digest)) is not None:
             with suppress(CheckpointError):  # removed meanwhile, to make room
-                return await asyncio.to_thread(read_text, folder, self._rules)
+                read = await asyncio.to_thread(read_text, folder, self._rules)
+                self._fetches.labels("kept").inc()
+                return read
         pause_s = RETRY_S
         while True:
             for worker in self._workers_with(digest):
@@ -131,12 +138,15 @@ class Texts:
             archive = await self._archive(worker, digest)
             files = await asyncio.to_thread(TextFiles.unpacked, archive, digest=digest)
         except (PeerLost, WireError, TimeoutError) as error:
+            self._fetches.labels("lost").inc()
             why = str(error) or f"no part came within {PART_S} s"
             remedy = "none if the worker was lost; else look at its log"
             told = {"worker": worker.id, "digest": digest, "why": why, "remedy": remedy}
             log.warning("text not had", extra=told)
             return None
-        return await asyncio.to_thread(self._keep, files)
+        read = await asyncio.to_thread(self._keep, files)
+        self._fetches.labels("had").inc()
+        return read
 
     def _keep(self, files: TextFiles) -> ReadText:
         try:
