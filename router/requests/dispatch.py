@@ -275,17 +275,18 @@ class Dispatcher:
             context.refused.clear()
         elif refusal.why == "held":
             await self._pause(context)
-        elif context.reasons or self._may_return():
+        elif context.reasons or self._may_return(context):
             await self._wait_for_worker(context, refusal)
         else:
-            raise self._no_workers(refusal)
+            raise self._no_workers(context, refusal)
 
-    def _may_return(self) -> bool:
-        """A decode worker was here a moment ago, and whoever supervises it may start it again."""
-        return self._clock() < self._registry.decode_left_at + self._limits.patience_s
+    def _may_return(self, context: RequestContext) -> bool:
+        version = context.request.version
+        model = None if version is None else version.model
+        return self._registry.may_serve_soon(model, within_s=self._limits.patience_s)
 
-    def _no_workers(self, refusal: PlacementRefusal) -> NoWorkers:
-        return NoWorkers(self._registry.not_ready() or refusal.reason)
+    def _no_workers(self, context: RequestContext, refusal: PlacementRefusal) -> NoWorkers:
+        return NoWorkers(self._registry.not_ready(context.request.version) or refusal.reason)
 
     def _pause_s(self, context: RequestContext) -> float:
         """What was refused by workers, which know better, is asked ever less often."""
@@ -333,7 +334,7 @@ class Dispatcher:
             context.alone_since = now
         patience_left_s = context.alone_since + self._limits.patience_s - now
         if patience_left_s <= 0 and not context.reasons:
-            raise self._no_workers(refusal)
+            raise self._no_workers(context, refusal)
         if patience_left_s <= 0:
             why = f"{refusal.reason}; {'; '.join(context.reasons)}"
             raise RequestFailed(why, code="internal", retryable=True)

@@ -15,6 +15,7 @@ from support.words import beat, registration
 from protocol.codec import WIRE_VERSION
 from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.membership import Roster
 from protocol.messages import Abort, Beat, Emit, Registration, Step, ToRouter, ToWorker
 from router.workers.registry import MAX_RETRY_S, Registry
 from router.workers.worker import KnownWorker
@@ -123,14 +124,14 @@ def test_a_worker_that_cannot_be_reached_says_why_until_it_is_reached_or_not_reg
                 raise PeerLost("worker at tcp://x:1: no socket for its link: Too many open files")
             yield SilentLink(wanted)
 
-        async def memberships() -> AsyncIterator[tuple[Registration, ...]]:
+        async def rosters() -> AsyncIterator[Roster]:
             while True:
-                yield tuple(here)
+                yield Roster(workers=tuple(here))
                 await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as tasks:
             registry = Registry(connect=connect, clock=lambda: now[0])
-            running = tasks.create_task(registry.run(memberships()), name="registry")
+            running = tasks.create_task(registry.run(rosters()), name="registry")
             await soon(lambda: "Too many open files" in (registry.not_ready() or ""))
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -236,9 +237,9 @@ async def never(_: Registration) -> AsyncIterator["SilentLink"]:
     yield
 
 
-async def often() -> AsyncIterator[tuple[Registration, ...]]:
+async def often() -> AsyncIterator[Roster]:
     while True:
-        yield (registration("decode-0", epoch=1),)
+        yield Roster(workers=(registration("decode-0", epoch=1),))
         await asyncio.sleep(0)
 
 
