@@ -54,9 +54,7 @@ def load_aliases(path: Path) -> Aliases:
 class AliasWatch:
     """`run` it beside whoever is told the aliases by `use`."""
 
-    def __init__(
-        self, path: Path, use: Callable[[Aliases], None], metrics: RouterMetrics
-    ) -> None:
+    def __init__(self, path: Path, use: Callable[[Aliases], None], metrics: RouterMetrics) -> None:
         """Reads the file. SettingsError when it is wrong."""
         self._path = path
         self._use = use
@@ -88,4 +86,4 @@ class AliasWatch:
 
     def _tell(self, aliases: Aliases) -> None:
         self._use(aliases)
-        log.info("aliases loaded", extra={"aliases": {one: dict(to) for one, to in aliases.items()}})
+        log.info("aliases loaded", extra={"aliases": dict(aliases)})

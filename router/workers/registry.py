@@ -124,6 +124,11 @@ class Registry:
             return "there is no decode worker" + (" of its model and revision" if decodes else "")
         return "no decode worker shares its model and KV layout"
 
+    @property
+    def coming_models(self) -> frozenset[str]:
+        """As of `ExpectedWorkers.models`."""
+        return self._expected.models
+
     def may_serve_soon(self, model: str | None, *, within_s: float) -> bool:
         """Whether a decode worker of that model, None: of any, may be here within `within_s`: one
         loads, or is being met, or one drains, or was lost so short a time ago, and whoever
