@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,7 +20,7 @@ from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store.workers import BlockEvent, Store, WorkerRecord
+from protocol.store.workers import BlockEvent, ComingWorker, Store, WorkerRecord
 
 INTERVAL_S = 0.5
 TTL_S = 5.0
@@ -199,15 +200,24 @@ class Membership:
         self._work.clear()
 
 
-async def watch_workers(
-    store: Store, *, interval_s: float = INTERVAL_S
-) -> AsyncIterator[tuple[Registration, ...]]:
-    """The registered workers, every `interval_s`; the last known ones while Redis is away."""
-    known: tuple[Registration, ...] = ()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The workers that Redis knows."""
+
+    workers: tuple[Registration, ...] = ()
+    coming: tuple[ComingWorker, ...] = ()
+    """That load, and will register."""
+
+
+async def watch_workers(store: Store, *, interval_s: float = INTERVAL_S) -> AsyncIterator[Roster]:
+    """The workers, every `interval_s`; the last known ones while Redis is away."""
+    known = Roster()
     is_up = True
     while True:
         try:
-            known = tuple(record.registration for record in await store.list_workers())
+            members = await store.list_members()
+            workers = tuple(record.registration for record in members.workers)
+            known = Roster(workers=workers, coming=members.coming)
             is_up = _store_is_up(is_up)
         except StoreError as error:
             is_up = _store_is_up(is_up, error)

@@ -19,6 +19,7 @@ from router.requests.events import (
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
 )
 from router.tenants.limit_reached import LimitReached
@@ -163,6 +164,8 @@ def _told(error: BatonError) -> ApiError:
         case CapacityError(retry_after_s=wait_s):
             message = f"Rate limit reached: there is no room now; try again in {wait_s:.3g}s."
             return ApiError(429, message, code="overloaded", retry_after_s=wait_s)
+        case UnknownModel():
+            return _unknown_model(error)
         case NoWorkers(retry_after_s=wait_s):
             message = f"No worker can serve this model now; try again in {wait_s:.3g}s."
             return ApiError(503, message, code="no_workers", retry_after_s=wait_s)
@@ -191,6 +194,9 @@ def _told(error: BatonError) -> ApiError:
                 f"them all; try again in {wait_s:.3g}s."
             )
             return ApiError(503, message, code="retries_spent", retry_after_s=wait_s)
+        case RouterEnds():
+            message = "This server is being restarted; try again."
+            return ApiError(503, message, code="restarting", retry_after_s=1.0)
         case _ if error.retryable:
             message = "The workers that served this request were lost; try again."
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)

@@ -32,6 +32,7 @@ from router.requests.events import (
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
 )
 from router.requests.family import ForkFamily
@@ -107,16 +108,32 @@ class Dispatcher:
         )
         self._numbers = count(1)
         self._open: dict[RequestId, OpenRequest] = {}
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._is_ending = False
 
     async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """Until the request has ended; meanwhile `listener` is told what its workers say. Raises
-        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed and RetriesSpent
-        then or later, and what the listener raises. Cancelling aborts the request on its
-        workers."""
+        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed, RetriesSpent
+        and RouterEnds then or later, and what the listener raises. Cancelling aborts the request on
+        its workers."""
+        if self._is_ending:
+            raise _ENDS
         opened = self._open_request(request, listener)
         with self._closing(opened):
-            async with asyncio.timeout(request.deadline_s):
-                return await self._follow(opened)
+            async with asyncio.timeout(request.deadline_s) as deadline:
+                self._deadlines.add(deadline)
+                try:
+                    return await self._follow(opened)
+                finally:
+                    self._deadlines.remove(deadline)
+
+    def end_requests(self) -> None:
+        """Those that are open, and any that still comes, fail with RouterEnds."""
+        self._is_ending = True
+        now = asyncio.get_running_loop().time()
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(now)
 
     async def watch(self) -> None:
         """Has requests move on from workers that stand still, until cancelled."""
@@ -156,10 +173,11 @@ class Dispatcher:
         """Whatever its ending: its workers are told, and it is recorded."""
         context = opened.context
         closing, client_left = "an error of ours", False
+        failure: BatonError
         try:
             yield
         except TimeoutError as error:
-            failure = self._deadline_passed(context)
+            failure = _ENDS if self._is_ending else self._deadline_passed(context)
             closing = str(failure)
             raise failure from error
         except BatonError as error:
@@ -273,17 +291,18 @@ class Dispatcher:
             context.refused.clear()
         elif refusal.why == "held":
             await self._pause(context)
-        elif context.reasons or self._may_return():
+        elif context.reasons or self._may_return(context):
             await self._wait_for_worker(context, refusal)
         else:
-            raise self._no_workers(refusal)
+            raise self._no_workers(context, refusal)
 
-    def _may_return(self) -> bool:
-        """A decode worker was here a moment ago, and whoever supervises it may start it again."""
-        return self._clock() < self._registry.decode_left_at + self._limits.patience_s
+    def _may_return(self, context: RequestContext) -> bool:
+        version = context.request.version
+        model = None if version is None else version.model
+        return self._registry.may_serve_soon(model, within_s=self._limits.patience_s)
 
-    def _no_workers(self, refusal: PlacementRefusal) -> NoWorkers:
-        return NoWorkers(self._registry.not_ready() or refusal.reason)
+    def _no_workers(self, context: RequestContext, refusal: PlacementRefusal) -> NoWorkers:
+        return NoWorkers(self._registry.not_ready(context.request.version) or refusal.reason)
 
     def _pause_s(self, context: RequestContext) -> float:
         """What was refused by workers, which know better, is asked ever less often."""
@@ -331,7 +350,7 @@ class Dispatcher:
             context.alone_since = now
         patience_left_s = context.alone_since + self._limits.patience_s - now
         if patience_left_s <= 0 and not context.reasons:
-            raise self._no_workers(refusal)
+            raise self._no_workers(context, refusal)
         if patience_left_s <= 0:
             why = f"{refusal.reason}; {'; '.join(context.reasons)}"
             raise RequestFailed(why, code="internal", retryable=True)
@@ -368,6 +387,9 @@ class Dispatcher:
     def _deadline_passed(self, context: RequestContext) -> RequestFailed:
         why = f"not finished within {context.request.deadline_s:g} s"
         return RequestFailed("; ".join([why, *context.reasons]), code="deadline")
+
+
+_ENDS = RouterEnds("this router ends")
 
 
 def _joined_family(context: RequestContext) -> ForkFamily | None:

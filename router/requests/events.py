@@ -45,6 +45,12 @@ class GenerationRequest:
     """By its version's text."""
 
 
+class RouterEnds(BatonError):
+    """This router ends now; another one can serve the request."""
+
+    retryable = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     reason: str

@@ -75,6 +75,8 @@ class KnownWorker:
     num_tries: int = 0
     retry_at: float = 0.0
     """Not sooner, on the registry's clock."""
+    met_at: float = 0.0
+    """When it was first heard of, on that clock."""
     beat: Beat | None = None
     heard_at: float = 0.0
     """When it last said anything, on the registry's clock."""
