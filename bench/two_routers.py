@@ -140,7 +140,6 @@ class Router:
             index=PrefixIndex(),
             metrics=RouterMetrics(),
             traces=TraceRing(),
-            already_ended=lambda sampling, outputs: None,
         )
 
     def _connect(self, one: Registration) -> WorkerLink:

@@ -43,7 +43,6 @@ class LocalCluster:
         self._traces = traces
         self._metrics = metrics
         self._draining = False
-        self._max_context_tokens: int | None = None
         registry.listeners.append(self._note_workers)
         for role in get_args(Role):
             for state in ("total", "free", "cached", "leased"):
@@ -68,16 +67,10 @@ class LocalCluster:
             workers=tuple(_view(one, why=registry.why_unused(one)) for one in registry.workers),
         )
 
-    def max_context_tokens(self) -> int | None:
-        return self._max_context_tokens
-
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         return self._traces.find(request, now=time.monotonic())
 
     def _note_workers(self) -> None:
-        decodes = (worker for worker in self._registry.ready_workers() if worker.role == "decode")
-        contexts = (worker.registration.max_context_tokens for worker in decodes)
-        self._max_context_tokens = max(contexts, default=None)
         counts = Counter((worker.role, worker.state) for worker in self._registry.workers)
         self._metrics.workers.clear()
         for (role, state), number in counts.items():
@@ -103,6 +96,7 @@ def _view(worker: KnownWorker, *, why: str) -> WorkerView:
         host=registration.host,
         epoch=worker.epoch,
         state=_state(worker),
+        version=registration.version,
         why=why,
         transport=_transport(worker),
         transports=beat.transports if beat else (),

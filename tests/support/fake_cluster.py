@@ -47,7 +47,6 @@ class FakeCluster:
             index=self.index,
             metrics=self.metrics,
             traces=self.traces,
-            already_ended=already_ended,
             limits=limits,
         )
         self._ever: list[FakeWorker] = []
@@ -159,6 +158,7 @@ def request(
         deadline_s=deadline_s,
         family=family,
         is_first=is_first,
+        already_ended=already_ended,
     )
 
 

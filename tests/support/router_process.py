@@ -114,8 +114,8 @@ async def deployment(
     log: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Deployment]:
-    """`model`: whose text the workers have. `descriptors`: the router's `ulimit -n`. `log` and `env`:
-    as of `started`."""
+    """`model`: whose text the workers have. `descriptors`: the router's `ulimit -n`. `log`
+    and `env`: as of `started`."""
     port, store = free_port(), Store(redis.url)
     words = command(redis=redis.url, port=port, flags=flags)
     if descriptors:
