@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -24,7 +24,7 @@ from protocol.channel.link import WorkerLink
 from protocol.channel.port import RouterPort
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout
-from protocol.membership import Membership
+from protocol.membership import Membership, Roster
 from protocol.messages import (
     Beat,
     Blocks,
@@ -181,8 +181,8 @@ async def fleet(
     registrations: list[Registration] = []
     shutdown = Shutdown()
 
-    async def memberships() -> AsyncIterator[Sequence[Registration]]:
-        yield registrations
+    async def rosters() -> AsyncIterator[Roster]:
+        yield Roster(workers=tuple(registrations))
         await asyncio.Event().wait()
 
     async with asyncio.TaskGroup() as tasks:
@@ -198,8 +198,7 @@ async def fleet(
             registrations.append(here)
             tasks.create_task(lifecycle.run(here), name=here.worker)
         meeting = [
-            tasks.create_task(router.registry.run(memberships()), name="registry")
-            for router in routers
+            tasks.create_task(router.registry.run(rosters()), name="registry") for router in routers
         ]
         async with asyncio.timeout(30):
             for router in routers:
