@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -69,7 +70,7 @@ def listen(settings: RouterSettings) -> socket.socket:
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
-    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
+    """Until asked to stop, then so long as `linger_s` and `drain_s` say. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     descriptors = raise_descriptor_limit()
     bound = bound_connections(settings.max_connections, descriptors=descriptors)
@@ -99,7 +100,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             log.info("listening", extra=where | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
-            server = _http_server(settings, parts.runtime, max_connections=bound)
+            end_requests = parts.dispatcher.end_requests
+            server = _http_server(
+                settings, parts.runtime, max_connections=bound, end_requests=end_requests
+            )
             await _run(settings, parts, store, server, listener, stop)
         finally:
             with suppress(StoreError):
@@ -181,12 +185,12 @@ def _build(
             router=router,
             resolver=resolver,
             num_links=lambda: registry.num_workers,
+            version=registration.wire,
         )
 
     index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
     registry = Registry(
         connect=connect,
-        model=settings.api_name,
         router=router,
         fast_path=make_fast_path(metrics.between_tokens_s),
     )
@@ -283,7 +287,13 @@ def _runtime(
     )
 
 
-def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections: int) -> HttpServer:
+def _http_server(
+    settings: RouterSettings,
+    runtime: Runtime,
+    *,
+    max_connections: int,
+    end_requests: Callable[[], None],
+) -> HttpServer:
     return HttpServer(
         create_app(runtime),
         metrics=runtime.metrics,
@@ -291,9 +301,11 @@ def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections:
             head_timeout_s=settings.head_timeout_s,
             keep_alive_s=settings.keep_alive_s,
             write_timeout_s=runtime.limits.write_timeout_s,
+            last_idle_s=settings.linger_s,
         ),
         max_connections=max_connections,
-        drain_s=settings.drain_s,
+        drain_s=settings.drain_or_request_s,
+        end_requests=end_requests,
     )
 
 
@@ -320,8 +332,9 @@ async def _run(
         serving.add_done_callback(lambda _: stop.asked.set())
         await stop.asked.wait()
         parts.cluster.drain()
-        log.info("draining", extra={"drain_s": settings.drain_s})
-        server.should_exit = True
+        lingers = {"linger_s": settings.linger_s, "drain_s": settings.drain_or_request_s}
+        log.info("draining", extra=lingers)
+        await server.linger(settings.linger_s)
         await serving
         for task in background:
             task.cancel()

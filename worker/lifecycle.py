@@ -13,9 +13,18 @@ import msgspec
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import RouterId
 from protocol.membership import Membership
-from protocol.messages import Abort, Beat, Computation, LoadReport, Registration, WorkerState
+from protocol.messages import (
+    Abort,
+    AskText,
+    Beat,
+    Computation,
+    LoadReport,
+    Registration,
+    WorkerState,
+)
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.text.packed_text import PackedText
 from worker.endings import failure
 from worker.reported.reports import LoadReports
 from worker.service import EngineService
@@ -37,6 +46,7 @@ class Lifecycle:
         service: EngineService,
         *,
         port: RouterPort,
+        text: PackedText,
         membership: Membership,
         metrics: WorkerMetrics,
         shutdown: Shutdown,
@@ -44,6 +54,7 @@ class Lifecycle:
     ) -> None:
         self._service = service
         self._port = port
+        self._text = text
         self._membership = membership
         self._metrics = metrics
         self._shutdown = shutdown
@@ -83,8 +94,10 @@ class Lifecycle:
                 case arrival:
                     assert_never(arrival)
 
-    def _answer(self, router: RouterId, message: Computation | Abort) -> None:
-        if isinstance(message, Abort):
+    def _answer(self, router: RouterId, message: Computation | Abort | AskText) -> None:
+        if isinstance(message, AskText):
+            self._port.send(router, self._text.part(message))
+        elif isinstance(message, Abort):
             self._service.abort_request(router, message.request, message.attempt)
         elif self.state == "ready":
             self._metrics.accepted.inc()

@@ -76,6 +76,7 @@ def router_spec(
         "host": settings.host,
         "port": str(port),
         "processes": str(settings.router_processes),
+        "linger-s": "0",  # nothing is before it that would send on
         "drain-s": str(settings.drain_s),
         **({"served-name": settings.served_name} if settings.served_name else {}),
     }

@@ -12,11 +12,13 @@ from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
 from router.admission.shed import QueueShed
+from router.models.model_unknown import UnknownModel
 from router.requests.events import (
     NoWorkers,
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
 )
 from router.tenants.limit_reached import LimitReached
@@ -159,6 +161,8 @@ def _told(error: BatonError) -> ApiError:
         case CapacityError(retry_after_s=wait_s):
             message = f"Rate limit reached: there is no room now; try again in {wait_s:.3g}s."
             return ApiError(429, message, code="overloaded", retry_after_s=wait_s)
+        case UnknownModel():
+            return _unknown_model(error)
         case NoWorkers(retry_after_s=wait_s):
             message = f"No worker can serve this model now; try again in {wait_s:.3g}s."
             return ApiError(503, message, code="no_workers", retry_after_s=wait_s)
@@ -185,12 +189,23 @@ def _told(error: BatonError) -> ApiError:
                 f"them all; try again in {wait_s:.3g}s."
             )
             return ApiError(503, message, code="retries_spent", retry_after_s=wait_s)
+        case RouterEnds():
+            message = "This server is being restarted; try again."
+            return ApiError(503, message, code="restarting", retry_after_s=1.0)
         case _ if error.retryable:
             message = "The workers that served this request were lost; try again."
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)
         case _:
             message = "The request failed in this server; its log has the reason."
             return ApiError(500, message, code="internal_error")
+
+
+def _unknown_model(error: UnknownModel) -> ApiError:
+    here = ", ".join(f"`{one}`" for one in error.served) or "none"
+    message = f"The model `{error.name}` does not exist here; these do: {here}."
+    if not error.name:
+        message = f"model: say which one, for several are served: {here}."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def _limit_reached(error: LimitReached) -> ApiError:

@@ -15,7 +15,7 @@ from functools import partial
 
 import xxhash
 
-from protocol.codec import one_emit
+from protocol.codec import SPOKEN_VERSIONS, one_emit
 from protocol.errors import BatonError, PeerLost, PeerSilent, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.membership import Roster
@@ -27,6 +27,7 @@ from protocol.messages import (
     Registration,
     ServedVersion,
     Step,
+    TextPart,
     ToCompute,
     ToRouter,
     ToWorker,
@@ -50,14 +51,13 @@ Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]
 
 
 class Registry:
-    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do. Of
-    equally good workers each `router` prefers others; None: the first by name."""
+    """Owned by one event loop. Of equally good workers each `router` prefers others; None: the
+    first by name."""
 
     def __init__(
         self,
         *,
         connect: Connect,
-        model: str | None = None,
         router: RouterId | None = None,
         fast_path: FastPath | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -65,7 +65,6 @@ class Registry:
         self._connect = connect
         self.fast_path = fast_path
         """What it takes of a step is told to nobody here."""
-        self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, KnownWorker] = {}
         self.fleet = Fleet(order=str if router is None else partial(_as_seen_by, router))
@@ -77,6 +76,8 @@ class Registry:
         self._expected = ExpectedWorkers()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
+        self.text_listeners: list[Callable[[KnownWorker, TextPart], None]] = []
+        """Called with each part of a text that was asked for."""
         self.report_listeners: list[Callable[[], None]] = []
         """Called whenever a worker has said how much it has to do."""
 
@@ -207,8 +208,8 @@ class Registry:
         worker = KnownWorker(registration, met_at=self._clock())
         self._workers[worker.id] = worker
         worker.join_fleet(self.fleet)
-        if self._model not in (None, registration.model):
-            self._mismatch(worker, f"it serves {registration.model}, this router {self._model}")
+        if (why := _not_understood(registration)) is not None:
+            self._mismatch(worker, why)
             return
         self._begin_serving(worker)
         self._signal()
@@ -274,6 +275,9 @@ class Registry:
                 raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
+            case TextPart():
+                for listener in self.text_listeners:
+                    listener(worker, message)
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
                 worker.advanced_at = now
                 receiver = self._receivers.get(message.request)
@@ -316,7 +320,7 @@ class Registry:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
         self._tell_gone(worker, WorkerGone(why))
         worker.note_mismatched(why)
-        remedy = "start it with the model and the version of this router"
+        remedy = "none while it or this router is being replaced; else run both of one version"
         log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
         self._signal()
 
@@ -356,6 +360,15 @@ class Registry:
             listener()
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _not_understood(registration: Registration) -> str | None:
+    """Why nothing can be asked of such a worker; None: it can."""
+    wire = registration.wire
+    if wire not in SPOKEN_VERSIONS:
+        spoken = " and ".join(map(str, SPOKEN_VERSIONS))
+        return f"it speaks wire {wire}, this router {spoken}"
+    return None if registration.text else f"it speaks wire {wire}, which tells no text"
 
 
 def _as_seen_by(router: RouterId, worker: WorkerId) -> int:

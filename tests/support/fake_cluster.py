@@ -31,16 +31,14 @@ APART = PlacementRules(local_prefill="never")
 class FakeCluster:
     """Made by `fake_cluster`; workers come with `add` and leave with `FakeWorker.die`."""
 
-    def __init__(
-        self, tasks: asyncio.TaskGroup, limits: DispatchLimits, *, model: str | None = None
-    ) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, limits: DispatchLimits) -> None:
         self.fabric = Fabric()
         self.workers: dict[str, FakeWorker] = {}
         self.coming: list[ComingWorker] = []
         """Told with the next that `announce` tells."""
         self.metrics = RouterMetrics()
         self.fast_path = make_fast_path(self.metrics.between_tokens_s)
-        self.registry = Registry(connect=_connect, model=model, fast_path=self.fast_path)
+        self.registry = Registry(connect=_connect, fast_path=self.fast_path)
         self.index = PrefixIndex()
         self.registry.listeners.append(self._follow)
         self.traces = TraceRing()
@@ -122,12 +120,11 @@ async def fake_cluster(
     plans: Mapping[str, Sequence[Act]] | None = None,
     limits: DispatchLimits | None = None,
     supervised: bool = False,
-    model: str | None = None,
 ) -> AsyncIterator[FakeCluster]:
     """Ready workers `prefill-0`, ..., `decode-0`, ...; with `supervised` the dead come back."""
     roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        cluster = FakeCluster(tasks, limits or DispatchLimits(rules=APART), model=model)
+        cluster = FakeCluster(tasks, limits or DispatchLimits(rules=APART))
         try:
             for role, number in roles:
                 for index in range(number):

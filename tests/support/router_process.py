@@ -23,7 +23,17 @@ PROMPT = list(range(5, 45))
 
 
 def command(model: Path, *, redis: str, port: int, flags: Sequence[str] = ()) -> list[str]:
-    flags = ("--model", str(model), "--redis", redis, "--port", str(port), *flags)
+    flags = (
+        "--model",
+        str(model),
+        "--redis",
+        redis,
+        "--port",
+        str(port),
+        "--linger-s",
+        "0",
+        *flags,
+    )
     return [sys.executable, "-m", "router", *flags]
 
 

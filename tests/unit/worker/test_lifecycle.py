@@ -17,6 +17,7 @@ from protocol.membership import Membership
 from protocol.messages import Beat, Blocks, Decode, Failed, LoadReport, Prefill, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.text.packed_text import PackedText
 from worker import lifecycle
 from worker.lifecycle import Lifecycle
 from worker.service import EngineService
@@ -78,6 +79,7 @@ async def serving(service: FakeService) -> AsyncIterator[str]:
     worker = Lifecycle(
         cast(EngineService, service),
         port=port,
+        text=PackedText("text", b"archive"),
         membership=cast(Membership, FakeMembership()),
         metrics=WorkerMetrics(),
         shutdown=shutdown,

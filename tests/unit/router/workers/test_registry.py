@@ -1,16 +1,18 @@
 """The registry against fake workers over real sockets on loopback."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from msgspec import structs
 from support.eventually import soon
 from support.fake_cluster import fake_cluster
 from support.fake_worker import FakeWorker
 from support.words import beat, registration
 
+from protocol.codec import WIRE_VERSION
 from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.membership import Roster
@@ -205,17 +207,25 @@ def test_another_protocol_version_is_kept_unused_and_readiness_says_why() -> Non
     run(test)
 
 
-def test_a_worker_of_another_model_is_kept_unused_and_readiness_says_why() -> None:
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"wire": 7, "text": ""}, "it speaks wire 7, which tells no text"),
+        ({"wire": WIRE_VERSION + 1}, f"it speaks wire {WIRE_VERSION + 1}, this router 8 and 7"),
+    ],
+)
+def test_a_worker_that_is_not_understood_is_kept_unused_and_readiness_says_why(
+    changes: dict[str, Any], why: str
+) -> None:
+    async def memberships() -> AsyncIterator[Sequence[Registration]]:
+        yield (structs.replace(registration(), **changes),)
+        await asyncio.Event().wait()
+
     async def test() -> None:
         async with asyncio.TaskGroup() as tasks:
-            registry = Registry(connect=never, model="large")
-            running = tasks.create_task(registry.run(often()), name="registry")
-            await soon(
-                lambda: (
-                    registry.not_ready()
-                    == "no decode worker; decode: it serves tiny, this router large"
-                )
-            )
+            registry = Registry(connect=never)
+            running = tasks.create_task(registry.run(memberships()), name="registry")
+            await soon(lambda: registry.not_ready() == f"no decode worker; decode: {why}")
             running.cancel()
 
     run(test)
