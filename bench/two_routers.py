@@ -43,6 +43,7 @@ from protocol.messages import (
 )
 from protocol.process.metrics import RouterMetrics, WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.store.workers import RouterRecord
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher
 from router.requests.events import GenerationRequest, Read, Route
@@ -125,6 +126,9 @@ class _NoMembership:
 
     async def run(self, registration: object, beat: object) -> None: ...
     async def leave(self) -> None: ...
+
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        return ()
 
 
 class Router:
