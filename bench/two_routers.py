@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -25,7 +25,7 @@ from protocol.channel.port import RouterPort
 from protocol.codec import WIRE_VERSION
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout
-from protocol.membership import Membership
+from protocol.membership import Membership, Roster
 from protocol.messages import (
     Beat,
     Blocks,
@@ -44,6 +44,7 @@ from protocol.messages import (
 )
 from protocol.process.metrics import RouterMetrics, WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.store.workers import RouterRecord
 from protocol.text.packed_text import PackedText
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher
@@ -128,6 +129,9 @@ class _NoMembership:
     async def run(self, registration: object, beat: object) -> None: ...
     async def leave(self) -> None: ...
 
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        return ()
+
 
 class Router:
     """One of several, but for HTTP and Redis."""
@@ -182,8 +186,8 @@ async def fleet(
     registrations: list[Registration] = []
     shutdown = Shutdown()
 
-    async def memberships() -> AsyncIterator[Sequence[Registration]]:
-        yield registrations
+    async def rosters() -> AsyncIterator[Roster]:
+        yield Roster(workers=tuple(registrations))
         await asyncio.Event().wait()
 
     async with asyncio.TaskGroup() as tasks:
@@ -199,8 +203,7 @@ async def fleet(
             registrations.append(here)
             tasks.create_task(lifecycle.run(here), name=here.worker)
         meeting = [
-            tasks.create_task(router.registry.run(memberships()), name="registry")
-            for router in routers
+            tasks.create_task(router.registry.run(rosters()), name="registry") for router in routers
         ]
         async with asyncio.timeout(30):
             for router in routers:
