@@ -20,7 +20,7 @@ from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store.workers import BlockEvent, ComingWorker, Store, WorkerRecord
+from protocol.store.workers import BlockEvent, ComingWorker, RouterRecord, Store, WorkerRecord
 
 INTERVAL_S = 0.5
 TTL_S = 5.0
@@ -29,6 +29,8 @@ refused connection."""
 MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
 
+REGISTERED_S = 2.0
+"""A worker waits so long to be registered before it takes Redis for away."""
 JOINED_BYTES = 64 * 16
 """Of one event that more is joined to."""
 
@@ -65,6 +67,7 @@ class Membership:
         self._must_rewrite = True
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
+        self._is_registered = asyncio.Event()
         self.store_is_up = True
         self.num_dropped_events = 0
 
@@ -101,9 +104,20 @@ class Membership:
     async def _keep_alive(self, record: WorkerRecord) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
         await self._store.register(record, ttl_s=self._ttl_s)
+        self._is_registered.set()
         sequence = await self._store.sequence(self.worker, self.epoch)
         if sequence is None:
             self._must_rewrite = True
+
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        """Those that serve, as of a moment when this worker was registered: whoever comes later
+        finds it there. StoreError when Redis does not answer."""
+        try:
+            async with asyncio.timeout(REGISTERED_S):
+                await self._is_registered.wait()
+        except TimeoutError as error:
+            raise StoreError(f"not registered within {REGISTERED_S:g} s") from error
+        return await self._store.list_routers()
 
     async def leave(self) -> None:
         """Takes the worker out of Redis; Redis away does it by itself, a little later."""

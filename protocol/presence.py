@@ -1,17 +1,15 @@
 """An entry in Redis that says that a process is here: of a router, and of a worker that loads.
 
-Written again and again until cancelled, so that it dies soon after its process. Redis away is a
-log line, never an error.
+Written again and again, so that it dies soon after its process. Redis away is no error.
 """
 
 import asyncio
-import logging
+from contextlib import suppress
+from typing import Self
 
 from protocol.errors import StoreError
 from protocol.membership import INTERVAL_S, TTL_S
 from protocol.store.workers import ComingWorker, RouterRecord, Store
-
-log = logging.getLogger(__name__)
 
 
 class RouterPresence:
@@ -31,20 +29,16 @@ class RouterPresence:
         self._ttl_s = ttl_s
 
     async def run(self) -> None:
-        """Until cancelled. Call `leave` afterwards, as soon as it serves no longer."""
+        """Until cancelled. Call `leave` as soon as it serves no longer."""
         while True:
-            try:
+            with suppress(StoreError):  # Redis away is said by whoever watches the workers
                 await self._store.register_router(self._record, ttl_s=self._ttl_s)
-            except StoreError as error:
-                log.debug("presence not written", extra={"why": str(error)})
             await asyncio.sleep(self._interval_s)
 
     async def leave(self) -> None:
         """Redis away forgets it by itself, a little later."""
-        try:
+        with suppress(StoreError):
             await self._store.deregister_router(self._record.router)
-        except StoreError as error:
-            log.debug("left without deregistering", extra={"why": str(error)})
 
 
 class ComingPresence:
@@ -58,24 +52,33 @@ class ComingPresence:
         interval_s: float = INTERVAL_S,
         ttl_s: float = TTL_S,
     ) -> None:
-        self.coming = coming
-        """May be replaced as more of it is known."""
         self._store = store
+        self._coming = coming
         self._interval_s = interval_s
         self._ttl_s = ttl_s
+        self._announcing: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Until cancelled: by who registers the worker, or withdraws it."""
+    async def __aenter__(self) -> Self:
+        self._announcing = asyncio.create_task(self._announce(), name="announce")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """It comes no more, if it has not come."""
+        if self._announcing is not None:
+            await self.end()
+            with suppress(StoreError):
+                await self._store.withdraw(self._coming.worker)
+
+    async def end(self) -> None:
+        """It registers now. The entry stays until then, or dies soon."""
+        announcing, self._announcing = self._announcing, None
+        if announcing is not None:
+            announcing.cancel()
+            with suppress(asyncio.CancelledError):
+                await announcing
+
+    async def _announce(self) -> None:
         while True:
-            try:
-                await self._store.announce(self.coming, ttl_s=self._ttl_s)
-            except StoreError as error:
-                log.debug("presence not written", extra={"why": str(error)})
+            with suppress(StoreError):  # Redis away is said by whoever waits for it
+                await self._store.announce(self._coming, ttl_s=self._ttl_s)
             await asyncio.sleep(self._interval_s)
-
-    async def withdraw(self) -> None:
-        """It comes no more."""
-        try:
-            await self._store.withdraw(self.coming.worker)
-        except StoreError as error:
-            log.debug("left without withdrawing", extra={"why": str(error)})

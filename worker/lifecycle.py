@@ -26,6 +26,7 @@ from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from protocol.text.packed_text import PackedText
 from worker.endings import failure
+from worker.greetings import Greetings
 from worker.reported.reports import LoadReports
 from worker.service import EngineService
 
@@ -64,6 +65,11 @@ class Lifecycle:
         self.state: WorkerState = "ready"
 
     async def run(self, registration: Registration) -> None:
+        greetings = Greetings(
+            membership=self._membership,
+            health=self._metrics.health,
+            met=lambda: self._port.routers,
+        )
         async with self._port.serve(registration):
             async with asyncio.TaskGroup() as tasks:
                 membership = self._membership.run(registration, self._beat)
@@ -72,13 +78,18 @@ class Lifecycle:
                     tasks.create_task(self._send_beats(), name="beats"),
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(membership, name="membership"),
+                    tasks.create_task(self._meet_routers(greetings), name="greetings"),
                 ]
-                log.info("ready", extra={"address": registration.address})
+                log.info("serving", extra={"address": registration.address})
                 await self._shutdown.asked.wait()
                 await self._drain()
                 for task in running:
                     task.cancel()
             await self._membership.leave()
+
+    async def _meet_routers(self, greetings: Greetings) -> None:
+        await greetings.run()
+        log.info("ready", extra={"routers": len(self._port.routers)})
 
     async def _receive(self) -> None:
         while True:

@@ -25,6 +25,7 @@ from protocol.ids import WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.membership import Membership
 from protocol.messages import Registration, Role
+from protocol.presence import ComingPresence
 from protocol.process.logs import LoadProgress
 from protocol.process.machine import host_name, usable_cores
 from protocol.process.model_folder import resolve_model
@@ -53,6 +54,7 @@ async def serve(
     *,
     open_transfers: Callable[[WorkerParts[S]], Transfers],
     endpoints: Endpoints,
+    coming: ComingPresence,
     shutdown: Shutdown,
 ) -> int:
     """Exit code of the process."""
@@ -83,6 +85,7 @@ async def serve(
             kv_address=transfers.kv_address,
             revision=folder.revision or model.assembly.config.revision,
         )
+        await coming.end()
         await lifecycle.run(registration)
     return shutdown.exit_code
 

@@ -60,6 +60,19 @@ def resolve_model(model: Path, *, weights: bool = True) -> ModelFolder:
     return found
 
 
+def expected_name(model: Path) -> str:
+    """`ModelFolder.name` of what `resolve_model` will find, without asking anybody; "" where it
+    cannot be told."""
+    try:
+        found = _on_disk(model.expanduser())
+    except (CheckpointError, OSError, RuntimeError):
+        return ""
+    if found is not None:
+        return found.name
+    parts = _NAME.fullmatch(str(model))
+    return "" if parts is None else parts[1]
+
+
 def _on_disk(path: Path) -> ModelFolder | None:
     """Of the hub's cache the snapshot of `main`, or the only one; any other folder as it is."""
     if path.exists() and not path.is_dir():

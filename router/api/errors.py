@@ -164,8 +164,6 @@ def _told(error: BatonError) -> ApiError:
         case CapacityError(retry_after_s=wait_s):
             message = f"Rate limit reached: there is no room now; try again in {wait_s:.3g}s."
             return ApiError(429, message, code="overloaded", retry_after_s=wait_s)
-        case UnknownModel():
-            return _unknown_model(error)
         case NoWorkers(retry_after_s=wait_s):
             message = f"No worker can serve this model now; try again in {wait_s:.3g}s."
             return ApiError(503, message, code="no_workers", retry_after_s=wait_s)

@@ -286,7 +286,7 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
     @app.get("/ready")
     async def ready() -> Response:
         """200 only when a request would be served now."""
-        reason = cluster.not_ready()
+        reason = cluster.not_ready() or runtime.models.not_ready()
         if reason is None:
             return _json({"ready": True} | open_to_all)
         retry_after = {"retry-after": f"{NOT_READY_RETRY_AFTER_S:.0f}"}

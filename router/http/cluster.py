@@ -5,6 +5,7 @@ Local and immediate: asks no other process.
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
@@ -35,7 +36,10 @@ class LocalCluster:
         feed: IndexFeed,
         traces: TraceRing,
         metrics: RouterMetrics,
+        why_no_text: Callable[[str], str] = lambda digest: "",
     ) -> None:
+        """`why_no_text`: of a worker's model by its digest; "" if there is one."""
+        self._why_no_text = why_no_text
         self._router = router
         self._registry = registry
         self._index = index
@@ -64,11 +68,15 @@ class LocalCluster:
             router=self._router,
             index=self._index.state,
             redis=self._feed.redis,
-            workers=tuple(_view(one, why=registry.why_unused(one)) for one in registry.workers),
+            workers=tuple(_view(one, why=self._why_unused(one)) for one in registry.workers),
         )
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         return self._traces.find(request, now=time.monotonic())
+
+    def _why_unused(self, worker: KnownWorker) -> str:
+        why = self._registry.why_unused(worker)
+        return why or self._why_no_text(worker.registration.text)
 
     def _note_workers(self) -> None:
         counts = Counter((worker.role, worker.state) for worker in self._registry.workers)

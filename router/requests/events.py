@@ -95,6 +95,11 @@ class NoWorkers(BatonError):
     retry_after_s = 1.0
 
 
+class VersionGone(NoWorkers):
+    """The last decode worker of the request's version is gone, its client has been told nothing,
+    and another version of the same model is served: prepare it again, for that one."""
+
+
 class TooLong(BatonError):
     """No live worker's pool or context can ever hold the request; has the numbers. 400."""
 

@@ -17,6 +17,7 @@ from protocol.membership import Membership
 from protocol.messages import Beat, Blocks, Decode, Failed, LoadReport, Prefill, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.store.workers import RouterRecord
 from protocol.text.packed_text import PackedText
 from worker import lifecycle
 from worker.lifecycle import Lifecycle
@@ -54,6 +55,9 @@ class FakeMembership:
 
     async def run(self, registration: object, beat: object) -> None: ...
     async def leave(self) -> None: ...
+
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        return ()
 
 
 async def heard(link: WorkerLink, *, num_free: int, num_running: int) -> None:

@@ -1,7 +1,7 @@
 """The registry against fake workers over real sockets on loopback."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -217,8 +217,8 @@ def test_another_protocol_version_is_kept_unused_and_readiness_says_why() -> Non
 def test_a_worker_that_is_not_understood_is_kept_unused_and_readiness_says_why(
     changes: dict[str, Any], why: str
 ) -> None:
-    async def memberships() -> AsyncIterator[Sequence[Registration]]:
-        yield (structs.replace(registration(), **changes),)
+    async def memberships() -> AsyncIterator[Roster]:
+        yield Roster(workers=(structs.replace(registration(), **changes),))
         await asyncio.Event().wait()
 
     async def test() -> None:
