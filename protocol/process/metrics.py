@@ -296,8 +296,8 @@ class RouterMetrics(MetricTable):
     texts = MetricRow(Gauge, "baton_router_texts", "Texts of models that are read.")
     text_fetches = MetricRow(
         Counter, "baton_router_text_fetches",
-        "Times that a text was looked for, by outcome: kept (on disk here), had (of a worker), lost "
-        "(the worker was, or sent something else) or refused (it cannot be used).", "outcome")
+        "Times that a text was looked for, by outcome: kept (on disk here), had (of a worker), "
+        "lost (that worker was, or sent something else), refused (it is of no use).", "outcome")
     # fmt: on
 
 

@@ -86,6 +86,4 @@ class AliasWatch:
 
     def _tell(self, aliases: Aliases) -> None:
         self._use(aliases)
-        log.info(
-            "aliases loaded", extra={"aliases": {one: dict(to) for one, to in aliases.items()}}
-        )
+        log.info("aliases loaded", extra={"aliases": dict(aliases)})

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from math import inf
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+from msgspec.structs import astuple
 
 from protocol.messages import ServedVersion
 from router.models.model_text import ChosenModel, ListedModel
@@ -13,8 +15,8 @@ from router.models.model_unknown import ModelAway, UnknownModel
 from router.models.snapshot import Aliases, AvailableVersion, Snapshot
 from router.models.texts import Texts
 from router.workers.registry import Registry
-from router.workers.worker import KnownWorker
 
+LOOK_AGAIN_S = 0.5
 REMEMBERED_S = 600.0
 """A model whose last worker is gone is away for so long, and then unknown."""
 log = logging.getLogger("baton.models")
@@ -31,14 +33,11 @@ class ServedModels:
         texts: Texts,
         *,
         patience_s: float = 15.0,
-        is_coming: Callable[[str | None], bool] = lambda name: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_coming`: whether a worker of that model (None: of any) is loading."""
         self._registry = registry
         self._texts = texts
         self._patience_s = patience_s
-        self._is_coming = is_coming
         self._clock = clock
         self._aliases: Aliases = {}
         self._snapshot = Snapshot()
@@ -49,12 +48,7 @@ class ServedModels:
         texts.changed = self._renew
 
     def choose(self, name: str | None, key: str) -> ChosenModel:
-        try:
-            return self._snapshot.choose(name, key)
-        except UnknownModel as error:
-            if any(map(self._is_coming, self._snapshot.models_of(name))):
-                raise ModelAway(name, f"a worker of {name} is loading") from error
-            raise
+        return self._snapshot.choose(name, key)
 
     def listed(self) -> tuple[ListedModel, ...]:
         return self._snapshot.listed()
@@ -75,17 +69,19 @@ class ServedModels:
         """Fetches texts, until cancelled."""
         await self._texts.run()
 
+    async def wait_change(self, *, timeout_s: float) -> None:
+        """Until something else may be chosen; TimeoutError when nothing does in time."""
+        async with asyncio.timeout(timeout_s):
+            await self._changed.wait()
+
     async def wait_for(self, name: str | None) -> None:
         deadline = self._clock() + self._patience_s
         while not self._is_available(name):
             remaining_s = deadline - self._clock()
             if remaining_s <= 0 or not self._is_expected(name):
-                raise ModelAway(name, f"no ready decode worker of {name or 'any model'}")
-            try:
-                async with asyncio.timeout(min(remaining_s, 0.5)):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+                raise ModelAway(name, f"no decode worker of {name or 'any model'} is ready")
+            with suppress(TimeoutError):  # what is expected may also just cease to be
+                await self.wait_change(timeout_s=min(remaining_s, LOOK_AGAIN_S))
 
     def _is_available(self, name: str | None) -> bool:
         try:
@@ -94,26 +90,19 @@ class ServedModels:
             return False
 
     def _is_expected(self, name: str | None) -> bool:
-        """Whether something of it is on its way, or left so recently that it may be restarted."""
-        names = self._snapshot.models_of(name)
-        if any(map(self._is_coming, names or (None,))):
+        """Whether a worker of it is on its way, or only its text is."""
+        models = self._snapshot.models_of(name)
+        ready = (one.registration for one in self._registry.ready_workers())
+        if any(not models or one.model in models for one in ready if one.role == "decode"):
             return True
-        now = self._clock()
-        if any(now - self._left_at.get(one, -inf) < self._patience_s for one in names):
-            return True
-        here = (one.registration.model for one in self._registry.workers if _is_on_its_way(one))
-        return any(not names or model in names for model in here)
+        within_s = self._patience_s
+        soon = (self._registry.may_serve_soon(one, within_s=within_s) for one in models or (None,))
+        return any(soon)
 
     def _renew(self) -> None:
         """Reads the registry anew."""
-        before, now = self._snapshot, self._clock()
-        decoding: dict[ServedVersion, list[int]] = defaultdict(list)
-        for worker in self._registry.ready_workers():
-            if worker.role == "decode":
-                registration = worker.registration
-                decoding[registration.version].append(registration.max_context_tokens)
         models: dict[str, tuple[AvailableVersion, ...]] = {}
-        for version, contexts in sorted(decoding.items(), key=lambda item: _order(item[0])):
+        for version, contexts in self._decoding():
             if (read := self._texts.find(version.text)) is not None:
                 available = AvailableVersion(
                     text=read.of_version(version),
@@ -121,27 +110,31 @@ class ServedModels:
                     context_tokens=min(max(contexts), read.tokenizer.max_context_tokens),
                 )
                 models[version.model] = (*models.get(version.model, ()), available)
-        here = {one.registration.model for one in self._registry.workers}
-        gone = {name for name, found in before.models.items() if found} - models.keys()
-        self._left_at |= dict.fromkeys(gone, now)
-        self._left_at = {
-            name: at
-            for name, at in self._left_at.items()
-            if now - at < REMEMBERED_S or name in here
-        }
-        for name in here | self._left_at.keys():
-            models.setdefault(name, ())
-        self._snapshot = Snapshot(models=models, aliases=self._aliases)
+        for name in self._away(models):
+            models[name] = ()
+        coming = self._registry.coming_models
+        self._snapshot = Snapshot(models=models, aliases=self._aliases, coming=coming)
         linked = (one for one in self._registry.workers if one.connection is not None)
         self._texts.want({one.registration.text for one in linked if one.registration.text})
         self._changed.set()
         self._changed = asyncio.Event()
 
+    def _decoding(self) -> list[tuple[ServedVersion, list[int]]]:
+        """Versions that have ready decode workers, in an order of their own, and the longest
+        contexts of those."""
+        found: dict[ServedVersion, list[int]] = defaultdict(list)
+        for worker in self._registry.ready_workers():
+            if worker.role == "decode":
+                registration = worker.registration
+                found[registration.version].append(registration.max_context_tokens)
+        return sorted(found.items(), key=lambda item: astuple(item[0]))
 
-def _is_on_its_way(worker: KnownWorker) -> bool:
-    """It is no use yet, and may be."""
-    return worker.state == "connecting" or (worker.state == "ready" and worker.role == "decode")
-
-
-def _order(version: ServedVersion) -> tuple[str, str, str]:
-    return version.model, version.revision, version.text
+    def _away(self, available: Collection[str]) -> set[str]:
+        """Models of which a worker is here in whatever state, or was a while ago, and that nothing
+        can be asked of."""
+        now, before = self._clock(), self._snapshot.models.items()
+        here = {one.registration.model for one in self._registry.workers}
+        self._left_at |= {name: now for name, found in before if found and name not in available}
+        left = self._left_at.items()
+        self._left_at = {one: at for one, at in left if one in here or now - at < REMEMBERED_S}
+        return (here | self._left_at.keys()) - set(available)

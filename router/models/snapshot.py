@@ -41,6 +41,8 @@ class Snapshot:
     models: Mapping[str, tuple[AvailableVersion, ...]] = field(default_factory=dict)
     """By name; one without any is known, and away."""
     aliases: Aliases = field(default_factory=dict)
+    coming: frozenset[str] = frozenset()
+    """Models of workers that load; "" for one of which that is not known yet."""
 
     def choose(self, name: str | None, key: str) -> ChosenModel:
         """As `Models.choose`."""
@@ -114,7 +116,7 @@ class Snapshot:
             return self.models[name]
         model, at, revision = name.rpartition("@")
         if not at or model not in self.models or len(revision) < LEAST_PREFIX:
-            if not self.models:  # a router that has just begun knows nothing yet
+            if self._may_come(name):
                 return ()
             raise UnknownModel(name, self._names())
         found = [one for one in self.models[model] if one.revision.startswith(revision)]
@@ -123,6 +125,10 @@ class Snapshot:
         if self.models[model] and not found:
             raise UnknownModel(name, self._names())
         return tuple(found)
+
+    def _may_come(self, name: str) -> bool:
+        """A name that nothing is known of; a router that has just begun knows of nothing."""
+        return not self.models or not self.coming.isdisjoint(("", name, name.rpartition("@")[0]))
 
     def _names(self) -> list[str]:
         return [*sorted(self.models), *sorted(self.aliases.keys() - self.models.keys())]

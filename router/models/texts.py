@@ -115,9 +115,9 @@ class Texts:
     async def _found(self, digest: str) -> ReadText:
         if (folder := await asyncio.to_thread(self._kept.find, digest)) is not None:
             with suppress(CheckpointError):  # removed meanwhile, to make room
-                read = await asyncio.to_thread(read_text, folder, self._rules)
+                kept = await asyncio.to_thread(read_text, folder, self._rules)
                 self._fetches.labels("kept").inc()
-                return read
+                return kept
         pause_s = RETRY_S
         while True:
             for worker in self._workers_with(digest):

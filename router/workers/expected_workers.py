@@ -37,6 +37,11 @@ class ExpectedWorkers:
             return bool(self._coming)
         return any(each in ("", model) for each in self._coming.values())
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Of the workers that load; "" for one of which that is not known yet."""
+        return frozenset(self._coming.values())
+
     def left_at(self, model: str | None) -> float:
         """When the last of that model was removed."""
         if model is None:

@@ -129,6 +129,11 @@ class Registry:
         decodes = [one.version for one in self.ready_workers() if one.role == "decode"]
         return version not in decodes and any(one.model == version.model for one in decodes)
 
+    @property
+    def coming_models(self) -> frozenset[str]:
+        """As of `ExpectedWorkers.models`."""
+        return self._expected.models
+
     def may_serve_soon(self, model: str | None, *, within_s: float) -> bool:
         """Whether a decode worker of that model, None: of any, may be here within `within_s`: one
         loads, or is being met, or one drains, or was lost so short a time ago, and whoever
