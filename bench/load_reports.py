@@ -164,6 +164,8 @@ def _registration(worker: str, port: int) -> Registration:
         num_blocks=4096,
         max_context_tokens=32_768,
         transports=("shm",),
+        text="bench",
+        wire=WIRE_VERSION,
     )
 
 

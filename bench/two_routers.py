@@ -22,6 +22,7 @@ import worker.reported.reports
 from bench.record import percentiles, record
 from protocol.channel.link import WorkerLink
 from protocol.channel.port import RouterPort
+from protocol.codec import WIRE_VERSION
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout
 from protocol.membership import Membership, Roster
@@ -44,6 +45,7 @@ from protocol.messages import (
 from protocol.process.metrics import RouterMetrics, WorkerMetrics
 from protocol.process.run import Shutdown
 from protocol.store.workers import RouterRecord
+from protocol.text.packed_text import PackedText
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher
 from router.requests.events import GenerationRequest, Read, Route
@@ -142,7 +144,6 @@ class Router:
             index=PrefixIndex(),
             metrics=RouterMetrics(),
             traces=TraceRing(),
-            already_ended=lambda sampling, outputs: None,
         )
 
     def _connect(self, one: Registration) -> WorkerLink:
@@ -195,7 +196,7 @@ async def fleet(
             here = _registration(f"decode-{number}", port.port)
             service = services[here.worker] = QueueService(port, service_s=service_s)
             lifecycle = Lifecycle(
-                cast(EngineService, service), port=port,
+                cast(EngineService, service), port=port, text=PackedText("bench", b""),
                 membership=cast(Membership, _NoMembership()), metrics=WorkerMetrics(),
                 shutdown=shutdown, drain_s=0.0,
             )  # fmt: skip
@@ -219,7 +220,7 @@ def _registration(name: str, port: int) -> Registration:
         worker=WorkerId(name), epoch=Epoch(1), role="decode", pid=1, host="127.0.0.1",
         address=f"tcp://127.0.0.1:{port}", model="bench", compat="same", layout=LAYOUT,
         num_blocks=100_000, max_context_tokens=32_768, transports=("shm",),
-        max_step_tokens=PROMPT_TOKENS,
+        max_step_tokens=PROMPT_TOKENS, text="bench", wire=WIRE_VERSION,
     )  # fmt: skip
 
 

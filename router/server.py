@@ -184,8 +184,9 @@ def _build(
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     models, aliases = _models(settings, registry, metrics)
     cluster = LocalCluster(
-        router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics
-    )
+        router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics,
+        why_no_text=models.why_no_text,
+    )  # fmt: skip
     dispatcher = Dispatcher(
         registry=registry,
         index=index,

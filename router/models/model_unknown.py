@@ -12,7 +12,7 @@ class UnknownModel(BatonError):
     def __init__(self, name: str | None, served: Sequence[str]) -> None:
         """`name`: None where the request has none, and several are served."""
         super().__init__(f"{name!r} is not served; served: {', '.join(served) or 'nothing'}")
-        self.name = name and f"{name:.100}"
+        self.name = name
         self.served = tuple(served)
 
 

@@ -60,6 +60,10 @@ class ServedModels:
         missing = (self._texts.why_missing(text) for text in sorted(texts))
         return self._registry.not_ready() or next(missing, "no model is served")
 
+    def why_no_text(self, digest: str) -> str:
+        """Of a worker's model; "" if it has been read."""
+        return self._texts.why_missing(digest)
+
     def use_aliases(self, aliases: Aliases) -> None:
         """These from now on."""
         self._aliases = aliases

@@ -62,7 +62,9 @@ class Texts:
         return self._read.get(digest)
 
     def why_missing(self, digest: str) -> str:
-        """Of one that `find` does not find."""
+        """ "" of one that `find` finds."""
+        if digest in self._read:
+            return ""
         return self._refused.get(digest, "its text is on the way")
 
     async def run(self) -> None:

@@ -42,7 +42,7 @@ from router.requests.instructions import PlaceAgain, Send
 from router.requests.open_request import OpenRequest
 from router.requests.poison import PoisonRequests
 from router.requests.recorder import Recorder
-from router.requests.request import AlreadyEnded, RoutedRequest
+from router.requests.request import RoutedRequest
 from router.requests.token_listener import TokenListener
 from router.requests.trace import TraceRing
 from router.workers.registry import Registry
@@ -87,13 +87,11 @@ class Dispatcher:
         index: PrefixIndex,
         metrics: RouterMetrics,
         traces: TraceRing,
-        already_ended: AlreadyEnded,
         limits: DispatchLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._recorder = Recorder(metrics=metrics, traces=traces)
-        self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
         self._candidates = Candidates(
             index=index, fleet=registry.fleet, workers=registry.known_workers, rules=limits.rules
@@ -149,7 +147,7 @@ class Dispatcher:
     def _open_request(self, request: GenerationRequest, listener: TokenListener) -> OpenRequest:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
-        routed = RoutedRequest(request, wire_id, self._already_ended)
+        routed = RoutedRequest(request, wire_id)
         now = self._clock()
         context = RequestContext(
             routed=routed, begun_at=now, ends_at=now + request.deadline_s, waits_since=now

@@ -124,15 +124,15 @@ class Registry:
             return "there is no decode worker" + (" of its model and revision" if decodes else "")
         return "no decode worker shares its model and KV layout"
 
-    def is_replaced(self, version: ServedVersion) -> bool:
-        """No decode worker of that version is ready, and one of another version of its model is."""
-        decodes = [one.version for one in self.ready_workers() if one.role == "decode"]
-        return version not in decodes and any(one.model == version.model for one in decodes)
-
     @property
     def coming_models(self) -> frozenset[str]:
         """As of `ExpectedWorkers.models`."""
         return self._expected.models
+
+    def is_replaced(self, version: ServedVersion) -> bool:
+        """No decode worker of that version is ready, and one of another version of its model is."""
+        decodes = [one.version for one in self.ready_workers() if one.role == "decode"]
+        return version not in decodes and any(one.model == version.model for one in decodes)
 
     def may_serve_soon(self, model: str | None, *, within_s: float) -> bool:
         """Whether a decode worker of that model, None: of any, may be here within `within_s`: one

@@ -47,7 +47,6 @@ class FakeCluster:
             index=self.index,
             metrics=self.metrics,
             traces=self.traces,
-            already_ended=already_ended,
             limits=limits,
         )
         self._ever: list[FakeWorker] = []
@@ -161,6 +160,7 @@ def request(
         family=family,
         is_first=is_first,
         version=version,
+        already_ended=already_ended,
     )
 
 

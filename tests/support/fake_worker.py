@@ -53,7 +53,7 @@ from protocol.messages import (
 )
 from protocol.readings import ScorePrompt, TokenScore
 from protocol.text.packed_text import PackedText
-from router.requests.instructions import EndWell
+from router.requests.ending import EndWell
 
 Deed = Literal[
     "die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break", "babble"

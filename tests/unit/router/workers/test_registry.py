@@ -217,14 +217,14 @@ def test_another_protocol_version_is_kept_unused_and_readiness_says_why() -> Non
 def test_a_worker_that_is_not_understood_is_kept_unused_and_readiness_says_why(
     changes: dict[str, Any], why: str
 ) -> None:
-    async def rosters() -> AsyncIterator[Roster]:
+    async def memberships() -> AsyncIterator[Roster]:
         yield Roster(workers=(structs.replace(registration(), **changes),))
         await asyncio.Event().wait()
 
     async def test() -> None:
         async with asyncio.TaskGroup() as tasks:
             registry = Registry(connect=never)
-            running = tasks.create_task(registry.run(rosters()), name="registry")
+            running = tasks.create_task(registry.run(memberships()), name="registry")
             await soon(lambda: registry.not_ready() == f"no decode worker; decode: {why}")
             running.cancel()
 
