@@ -17,9 +17,9 @@ def look_of(probe: Object, container: Object, address: str, running: Container) 
 
     async def look() -> bool:
         match probe:
-            case {"httpGet": {"port": port, **more}}:
-                path = more.get("path", "/")
-                return await _http(address, _port(container, port), path, within_s)
+            case {"httpGet": asked}:
+                port = _port(container, asked["port"])
+                return await _http(address, port, asked.get("path", "/"), within_s)
             case {"tcpSocket": {"port": port}}:
                 return await _http(address, _port(container, port), None, within_s)
             case {"exec": {"command": command}}:

@@ -55,10 +55,10 @@ def make_volumes(spec: Object, folder: Path, kept: Kept, *, gid: int) -> dict[st
                 path.mkdir(parents=True)
                 os.chown(path, 0, gid)
                 path.chmod(0o2777)
-            case {"configMap": {"name": of, **more}}:
-                _write(path, kept.contents("ConfigMap", of), more)
-            case {"secret": {"secretName": of, **more}}:
-                _write(path, kept.contents("Secret", of), more)
+            case {"configMap": of}:
+                _write(path, kept.contents("ConfigMap", of["name"]), of)
+            case {"secret": of}:
+                _write(path, kept.contents("Secret", of["secretName"]), of)
             case {"persistentVolumeClaim": {"claimName": of}}:
                 path = kept.claims[of]
             case {"hostPath": {"path": of}}:
