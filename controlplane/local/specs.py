@@ -71,14 +71,12 @@ def router_spec(
     settings: UpSettings, *, redis: str, port: int, env: Mapping[str, str]
 ) -> ChildSpec:
     flags = {
-        "model": str(settings.model),
         "redis": redis,
         "host": settings.host,
         "port": str(port),
         "processes": str(settings.router_processes),
         "linger-s": "0",  # nothing is before it that would send on
         "drain-s": str(settings.drain_s),
-        **({"served-name": settings.served_name} if settings.served_name else {}),
     }
     return _spec("router", "router", flags, env)
 
