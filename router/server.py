@@ -12,17 +12,19 @@ from dataclasses import dataclass
 
 from protocol.channel.link import WorkerLink
 from protocol.channel.resolver import Resolver
+from protocol.codec import SPOKEN_VERSIONS
 from protocol.errors import StoreError
 from protocol.formats.choose import check_formats
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.presence import RouterPresence
 from protocol.process.machine import is_loopback, raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store.responses import ResponseStore
-from protocol.store.workers import Store
+from protocol.store.workers import RouterRecord, Store
 from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
 from router.failover.stall import StallLimits
@@ -103,6 +105,7 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
+    presence: RouterPresence
     runtime: Runtime
     registry: Registry
     feed: IndexFeed
@@ -195,6 +198,7 @@ def _build(
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(
+        presence=RouterPresence(store, RouterRecord(router=router, wires=SPOKEN_VERSIONS)),
         runtime=runtime,
         registry=registry,
         feed=feed,
@@ -299,6 +303,7 @@ async def _run(
     stop: Shutdown,
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
+        presence = tasks.create_task(parts.presence.run(), name="presence")
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.models.run(), name="texts"),
@@ -316,6 +321,8 @@ async def _run(
         serving.add_done_callback(lambda _: stop.asked.set())
         await stop.asked.wait()
         parts.cluster.drain()
+        presence.cancel()
+        tasks.create_task(parts.presence.leave(), name="leave")
         lingers = {"linger_s": settings.linger_s, "drain_s": settings.drain_or_request_s}
         log.info("draining", extra=lingers)
         await server.linger(settings.linger_s)

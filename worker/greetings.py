@@ -9,11 +9,11 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from protocol.codec import WIRE_VERSION
 from protocol.errors import StoreError
 from protocol.ids import RouterId
-from protocol.membership import Membership
 from protocol.process.health import Health
 from protocol.store.workers import RouterRecord
 
@@ -57,13 +57,18 @@ def _why(absent: RouterRecord) -> str:
     return f"{absent.router} has not met it"
 
 
+class Registered(Protocol):
+    async def list_routers(self) -> Sequence[RouterRecord]:
+        """As `protocol.membership.Membership.list_routers`."""
+
+
 class Greetings:
     """Of one worker, from its registration on."""
 
     def __init__(
         self,
         *,
-        membership: Membership,
+        membership: Registered,
         health: Health,
         met: Callable[[], Collection[RouterId]],
         clock: Callable[[], float] = time.monotonic,

@@ -114,7 +114,8 @@ class Fleet:
         if version is None:
             return self.ready
         number = self._version_numbers.get(version, -1)
-        return self.ready * (self.versions == number)
+        ready: NDArray[np.uint8] = self.ready * (self.versions == number)
+        return ready
 
     def chains_of(self, version: ServedVersion | None) -> list[Chain]:
         """Of its workers that are here; None: of all."""

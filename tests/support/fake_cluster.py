@@ -11,7 +11,7 @@ from support.fake_worker import Act, Fabric, FakeWorker, already_ended
 from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId
 from protocol.membership import Roster
-from protocol.messages import Registration, Role, Sampling, Token
+from protocol.messages import Registration, Role, Sampling, ServedVersion, Token
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
 from protocol.store.workers import ComingWorker
@@ -148,6 +148,7 @@ def request(
     reading: PromptReading | None = None,
     family: ForkFamily | None = None,
     is_first: bool = True,
+    version: ServedVersion | None = None,
 ) -> GenerationRequest:
     return GenerationRequest(
         id=RequestId(name),
@@ -158,6 +159,7 @@ def request(
         deadline_s=deadline_s,
         family=family,
         is_first=is_first,
+        version=version,
         already_ended=already_ended,
     )
 
