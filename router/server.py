@@ -69,8 +69,8 @@ def listen(settings: RouterSettings) -> socket.socket:
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
-    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
-    StoreError when Redis cannot be reached at the start; later that is no error."""
+    """Until asked to stop, then until the requests are done or `drain_s` is over. Redis is waited
+    for, at the start as later."""
     descriptors = raise_descriptor_limit()
     bound = bound_connections(settings.max_connections, descriptors=descriptors)
     with listen(settings) as listener:
@@ -90,7 +90,6 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         tenancy = _tenancy(settings, metrics)
         store, kept = Store(settings.redis_address), _kept_responses(settings, tenancy)
         try:
-            await store.ping()
             await load(_load_kernels, stop)
             parts = _build(settings, store, tokenizer, defaults, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]

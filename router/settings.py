@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from protocol.process.settings import ModelPath, ProcessSettings, check_keys, split_keys
+from protocol.process.settings import Host, ModelPath, ProcessSettings, check_keys, split_keys
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")
 
@@ -22,9 +22,9 @@ class RouterSettings(ProcessSettings):
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of a sequence, prompt and output. None: as many as the model takes; the workers
     may take fewer."""
-    host: str = "127.0.0.1"
-    """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
-    API key is set."""
+    host: Host = "127.0.0.1"
+    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Loopback, because it is open to
+    whoever reaches it unless an API key is set."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
     processes: int = Field(default=1, ge=1, le=64)

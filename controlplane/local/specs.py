@@ -64,7 +64,7 @@ def worker_specs(
             "model": str(settings.model),
             "worker": name,
             "dtype": settings.dtype,
-            "host": "127.0.0.1",
+            "host": settings.loopback,
             "port": "0",
             "metrics-port": str(metrics_ports[index]),
             "threads": str(threads),
