@@ -11,11 +11,11 @@ AWAY = StoreError("Redis: connection refused")
 def test_who_has_never_been_answered_waits_and_says_so_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    now = 0.0
-    contact = Contact("r:6379", clock=lambda: now)
+    clock = iter((0.0, 1.0, REMIND_S - 1, REMIND_S, REMIND_S + 1))
+    contact = Contact("r:6379", clock=lambda: next(clock))
     assert contact.waiting() is None  # nobody has asked
     with caplog.at_level(logging.INFO):
-        for now in (0.0, 1.0, REMIND_S - 1, REMIND_S, REMIND_S + 1):
+        for _ in range(5):
             contact.note(AWAY)
         assert contact.waiting() == "waits for Redis at r:6379"
         contact.note()
