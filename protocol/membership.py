@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,7 +20,7 @@ from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store.workers import BlockEvent, Store, WorkerRecord
+from protocol.store.workers import BlockEvent, ComingWorker, RouterRecord, Store, WorkerRecord
 
 INTERVAL_S = 0.5
 TTL_S = 5.0
@@ -28,6 +29,8 @@ refused connection."""
 MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
 
+REGISTERED_S = 2.0
+"""A worker waits so long to be registered before it takes Redis for away."""
 JOINED_BYTES = 64 * 16
 """Of one event that more is joined to."""
 
@@ -62,6 +65,7 @@ class Membership:
         self._must_rewrite = True
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
+        self._is_registered = asyncio.Event()
         self.num_dropped_events = 0
 
     @property
@@ -101,9 +105,20 @@ class Membership:
     async def _keep_alive(self, record: WorkerRecord) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
         await self._store.register(record, ttl_s=self._ttl_s)
+        self._is_registered.set()
         sequence = await self._store.sequence(self.worker, self.epoch)
         if sequence is None:
             self._must_rewrite = True
+
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        """Those that serve, as of a moment when this worker was registered: whoever comes later
+        finds it there. StoreError when Redis does not answer."""
+        try:
+            async with asyncio.timeout(REGISTERED_S):
+                await self._is_registered.wait()
+        except TimeoutError as error:
+            raise StoreError(f"not registered within {REGISTERED_S:g} s") from error
+        return await self._store.list_routers()
 
     async def leave(self) -> None:
         """Takes the worker out of Redis; Redis away does it by itself, a little later."""
@@ -200,14 +215,23 @@ class Membership:
         self._work.clear()
 
 
-async def watch_workers(
-    store: Store, *, interval_s: float = INTERVAL_S
-) -> AsyncIterator[tuple[Registration, ...]]:
-    """The registered workers, every `interval_s`; the last known ones while Redis is away."""
-    known: tuple[Registration, ...] = ()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The workers that Redis knows."""
+
+    workers: tuple[Registration, ...] = ()
+    coming: tuple[ComingWorker, ...] = ()
+    """That load, and will register."""
+
+
+async def watch_workers(store: Store, *, interval_s: float = INTERVAL_S) -> AsyncIterator[Roster]:
+    """The workers, every `interval_s`; the last known ones while Redis is away."""
+    known = Roster()
     while True:
         try:
-            known = tuple(record.registration for record in await store.list_workers())
+            members = await store.list_members()
+            workers = tuple(record.registration for record in members.workers)
+            known = Roster(workers=workers, coming=members.coming)
             store.contact.note()
         except StoreError as error:
             store.contact.note(error)

@@ -24,7 +24,16 @@ from protocol.channel.wire import (
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import WireError
 from protocol.ids import RouterId
-from protocol.messages import Abort, Computation, Hello, Ping, Registration, ToRouter, Welcome
+from protocol.messages import (
+    Abort,
+    AskText,
+    Computation,
+    Hello,
+    Ping,
+    Registration,
+    ToRouter,
+    Welcome,
+)
 from protocol.process.listening import bracketed, unlistenable
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
@@ -53,7 +62,7 @@ class RouterMessage:
     """What a router asks for."""
 
     router: RouterId
-    message: Computation | Abort
+    message: Computation | Abort | AskText
 
 
 Arrival = RouterJoined | RouterGone | RouterMessage
@@ -135,7 +144,7 @@ class RouterPort:
         match arrival:
             case RouterJoined(router, is_new_link=True):
                 self._num_received[router] = 0
-            case RouterMessage(router, message) if not isinstance(message, Abort):
+            case RouterMessage(router, message) if not isinstance(message, Abort | AskText):
                 self._num_received[router] = self.num_received(router) + 1
         return arrival
 

@@ -283,6 +283,14 @@ class RouterMetrics(MetricTable):
     key_reloads = MetricRow(
         Counter, "baton_router_key_reloads",
         "Times that the keys file had changed, by outcome: loaded, or refused.", "outcome")
+    alias_reloads = MetricRow(
+        Counter, "baton_router_alias_reloads",
+        "Times that the aliases file had changed, by outcome: loaded, or refused.", "outcome")
+    texts = MetricRow(Gauge, "baton_router_texts", "Texts of models that are read.")
+    text_fetches = MetricRow(
+        Counter, "baton_router_text_fetches",
+        "Times that a text was looked for, by outcome: kept (on disk here), had (of a worker), "
+        "lost (that worker was, or sent something else), refused (it is of no use).", "outcome")
     # fmt: on
 
 
