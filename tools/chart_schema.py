@@ -57,9 +57,7 @@ def laid_out(value: Any, indent: int = 0) -> str:
     if not isinstance(value, dict) or len(flat) + indent <= WIDTH:
         return flat
     pad = " " * (indent + 2)
-    rows = [
-        f"{pad}{json.dumps(key)}: {laid_out(one, indent + 2)}" for key, one in value.items()
-    ]
+    rows = [f"{pad}{json.dumps(key)}: {laid_out(one, indent + 2)}" for key, one in value.items()]
     return "{\n" + ",\n".join(rows) + "\n" + " " * indent + "}"
 
 
@@ -80,7 +78,9 @@ def main() -> None:
     if parser.parse_args().write:
         SCHEMA.write_text(text)
     elif text != SCHEMA.read_text():
-        sys.exit(f"{SCHEMA.name} is not what the settings say: python -m tools.chart_schema --write")
+        sys.exit(
+            f"{SCHEMA.name} is not what the settings say: python -m tools.chart_schema --write"
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@
 {{- $root := . }}
 {{- $own := ternary (list "node") (list "prefill" "decode") (eq .Values.layout "node") }}
 {{- $listed := list }}
-{{- range $own }}{{ $listed = append $listed (merge (dict "name" . "role" .) (index $root.Values .)) }}{{ end }}
+{{- range $own }}{{ $listed = append $listed (set (set (deepCopy (index $root.Values .)) "name" .) "role" .) }}{{ end }}
 {{- $whole := list }}
 {{- range concat $listed .Values.pools }}
 {{- $pool := include "baton.merged" (dict "sections" (list $root.Values.pod $root.Values.worker .)) | fromJson }}
