@@ -30,6 +30,7 @@ NOT_PURE = (
     "unit/kvtransfer/transports/test_unix_socket.py",
     "unit/protocol/channel/test_channel.py",
     "unit/protocol/process/test_c_kernels.py",
+    "unit/protocol/process/prebuilt/test_brought.py",
     "unit/protocol/process/test_model_folder.py",
     "unit/protocol/process/test_run.py",
     "unit/protocol/process/test_turns.py",
