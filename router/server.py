@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -69,7 +70,7 @@ def listen(settings: RouterSettings) -> socket.socket:
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
-    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
+    """Until asked to stop, then so long as `linger_s` and `drain_s` say. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     descriptors = raise_descriptor_limit()
     bound = bound_connections(settings.max_connections, descriptors=descriptors)
@@ -88,7 +89,7 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         defaults = _sampling_defaults(settings)
         metrics = RouterMetrics()
         tenancy = _tenancy(settings, metrics)
-        store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
+        store, kept = Store(settings.redis_address), _kept_responses(settings, tenancy)
         try:
             await store.ping()
             await load(_load_kernels, stop)
@@ -99,7 +100,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             log.info("listening", extra=where | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
-            server = _http_server(settings, parts.runtime, max_connections=bound)
+            end_requests = parts.dispatcher.end_requests
+            server = _http_server(
+                settings, parts.runtime, max_connections=bound, end_requests=end_requests
+            )
             await _run(settings, parts, store, server, listener, stop)
         finally:
             with suppress(StoreError):
@@ -131,7 +135,7 @@ def _load_kernels() -> None:
 def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
     if settings.keys_file is None:
         return None
-    return Tenancy(settings.keys_file, redis=settings.redis, metrics=metrics)
+    return Tenancy(settings.keys_file, redis=settings.redis_address, metrics=metrics)
 
 
 def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
@@ -150,7 +154,7 @@ def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptRe
         keys = None if tenancy is None else tenancy.keys
         return settings.store_bytes // num_owners(settings.api_keys, keys)
 
-    store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
+    store = ResponseStore(settings.redis_address, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
 
@@ -283,7 +287,13 @@ def _runtime(
     )
 
 
-def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections: int) -> HttpServer:
+def _http_server(
+    settings: RouterSettings,
+    runtime: Runtime,
+    *,
+    max_connections: int,
+    end_requests: Callable[[], None],
+) -> HttpServer:
     return HttpServer(
         create_app(runtime),
         metrics=runtime.metrics,
@@ -291,9 +301,11 @@ def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections:
             head_timeout_s=settings.head_timeout_s,
             keep_alive_s=settings.keep_alive_s,
             write_timeout_s=runtime.limits.write_timeout_s,
+            last_idle_s=settings.linger_s,
         ),
         max_connections=max_connections,
-        drain_s=settings.drain_s,
+        drain_s=settings.drain_or_request_s,
+        end_requests=end_requests,
     )
 
 
@@ -320,8 +332,9 @@ async def _run(
         serving.add_done_callback(lambda _: stop.asked.set())
         await stop.asked.wait()
         parts.cluster.drain()
-        log.info("draining", extra={"drain_s": settings.drain_s})
-        server.should_exit = True
+        lingers = {"linger_s": settings.linger_s, "drain_s": settings.drain_or_request_s}
+        log.info("draining", extra=lingers)
+        await server.linger(settings.linger_s)
         await serving
         for task in background:
             task.cancel()

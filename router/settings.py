@@ -140,8 +140,12 @@ class RouterSettings(ProcessSettings):
     of them for 60, or they send into a connection that is just being closed."""
     head_timeout_s: float = Field(default=20.0, gt=0)
     """Seconds a client has to send the head of a request."""
-    drain_s: float = Field(default=30.0, ge=0)
-    """Seconds that running requests get to finish after SIGTERM."""
+    linger_s: float = Field(default=5.0, ge=0)
+    """Seconds after SIGTERM in which it still accepts, though not ready: load balancers send for
+    so much longer. Each answer then asks its client to connect anew, elsewhere."""
+    drain_s: float | None = Field(default=None, ge=0)
+    """Seconds after those that running requests get to finish; what is left then is told so by an
+    error. None: `request_timeout_s`, so that none is cut."""
 
     @field_validator("api_key")
     @classmethod
@@ -157,6 +161,11 @@ class RouterSettings(ProcessSettings):
                     "each is `scheme://host` or `scheme://host:port`, in lower case, or `*`"
                 )
         return value
+
+    @property
+    def drain_or_request_s(self) -> float:
+        """Seconds, as of `drain_s`."""
+        return self.request_timeout_s if self.drain_s is None else self.drain_s
 
     @property
     def api_name(self) -> str:

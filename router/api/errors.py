@@ -17,6 +17,7 @@ from router.requests.events import (
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
 )
 from router.tenants.limit_reached import LimitReached
@@ -185,6 +186,9 @@ def _told(error: BatonError) -> ApiError:
                 f"them all; try again in {wait_s:.3g}s."
             )
             return ApiError(503, message, code="retries_spent", retry_after_s=wait_s)
+        case RouterEnds():
+            message = "This server is being restarted; try again."
+            return ApiError(503, message, code="restarting", retry_after_s=1.0)
         case _ if error.retryable:
             message = "The workers that served this request were lost; try again."
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)

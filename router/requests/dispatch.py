@@ -32,6 +32,7 @@ from router.requests.events import (
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
 )
 from router.requests.family import ForkFamily
@@ -109,16 +110,32 @@ class Dispatcher:
         )
         self._numbers = count(1)
         self._open: dict[RequestId, OpenRequest] = {}
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._is_ending = False
 
     async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """Until the request has ended; meanwhile `listener` is told what its workers say. Raises
-        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed and RetriesSpent
-        then or later, and what the listener raises. Cancelling aborts the request on its
-        workers."""
+        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed, RetriesSpent
+        and RouterEnds then or later, and what the listener raises. Cancelling aborts the request on
+        its workers."""
+        if self._is_ending:
+            raise _ENDS
         opened = self._open_request(request, listener)
         with self._closing(opened):
-            async with asyncio.timeout(request.deadline_s):
-                return await self._follow(opened)
+            async with asyncio.timeout(request.deadline_s) as deadline:
+                self._deadlines.add(deadline)
+                try:
+                    return await self._follow(opened)
+                finally:
+                    self._deadlines.remove(deadline)
+
+    def end_requests(self) -> None:
+        """Those that are open, and any that still comes, fail with RouterEnds."""
+        self._is_ending = True
+        now = asyncio.get_running_loop().time()
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(now)
 
     async def watch(self) -> None:
         """Has requests move on from workers that stand still, until cancelled."""
@@ -158,10 +175,11 @@ class Dispatcher:
         """Whatever its ending: its workers are told, and it is recorded."""
         context = opened.context
         closing, client_left = "an error of ours", False
+        failure: BatonError
         try:
             yield
         except TimeoutError as error:
-            failure = self._deadline_passed(context)
+            failure = _ENDS if self._is_ending else self._deadline_passed(context)
             closing = str(failure)
             raise failure from error
         except BatonError as error:
@@ -370,6 +388,9 @@ class Dispatcher:
     def _deadline_passed(self, context: RequestContext) -> RequestFailed:
         why = f"not finished within {context.request.deadline_s:g} s"
         return RequestFailed("; ".join([why, *context.reasons]), code="deadline")
+
+
+_ENDS = RouterEnds("this router ends")
 
 
 def _joined_family(context: RequestContext) -> ForkFamily | None:

@@ -42,6 +42,12 @@ class GenerationRequest:
     """Only its workers take the request, retries included. None: whichever there are."""
 
 
+class RouterEnds(BatonError):
+    """This router ends now; another one can serve the request."""
+
+    retryable = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     reason: str

@@ -55,18 +55,31 @@ class Bench:
         self, limits: ConnectionLimits | None = None, max_connections: int = 100, **changes: Any
     ) -> AsyncIterator[str]:
         """On a loopback socket, by the server of production; gives the base URL."""
+        async with self.served(limits, max_connections, **changes) as (_, url):
+            yield url
+
+    @asynccontextmanager
+    async def served(
+        self,
+        limits: ConnectionLimits | None = None,
+        max_connections: int = 100,
+        drain_s: float = 1.0,
+        **changes: Any,
+    ) -> AsyncIterator[tuple[HttpServer, str]]:
+        """The same, with the server, which may be told to end."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             server = HttpServer(
                 self.app(**changes),
                 metrics=self.runtime.metrics,
                 limits=limits or ConnectionLimits(),
                 max_connections=max_connections,
-                drain_s=1.0,
+                drain_s=drain_s,
+                end_requests=self.dispatcher.end_requests,
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[listener]), name="http")
                 try:
-                    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+                    yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
                 finally:
                     server.should_exit = True
 

@@ -19,6 +19,7 @@ from router.requests.events import (
     GenerationRequest,
     Pooled,
     Route,
+    RouterEnds,
     Scored,
 )
 from router.requests.token_listener import TokenListener
@@ -51,6 +52,11 @@ class FakeDispatcher:
         self.stopped_by: int | str | None = None
         self.num_made = 0
         """Tokens told."""
+        self._is_ending = False
+
+    def end_requests(self) -> None:
+        self._is_ending = True
+        self.release.set()
 
     async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         self.requests.append(request)
@@ -80,13 +86,15 @@ class FakeDispatcher:
                 trace=trace,
             )
         except BatonError as error:
-            finished = error in self.failures.values()
+            finished = error in self.failures.values() or isinstance(error, RouterEnds)
             raise
         finally:
             self.num_active -= 1
             self.num_aborted += not finished
 
     def _fail(self, index: int) -> None:
+        if self._is_ending:
+            raise RouterEnds("this router ends")
         if index in self.failures and self.num_failures_left > 0:
             self.num_failures_left -= 1
             raise self.failures[index]

@@ -10,6 +10,7 @@ from redis import Redis
 from support.eventually import eventually
 
 from controlplane.local.embedded_redis import find_server
+from protocol.store.address import RedisAddress
 
 
 def free_port() -> int:
@@ -40,6 +41,7 @@ class RedisServer:
     def __init__(self) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.address = RedisAddress(url=self.url)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

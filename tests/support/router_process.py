@@ -23,7 +23,17 @@ PROMPT = list(range(5, 45))
 
 
 def command(model: Path, *, redis: str, port: int, flags: Sequence[str] = ()) -> list[str]:
-    flags = ("--model", str(model), "--redis", redis, "--port", str(port), *flags)
+    flags = (
+        "--model",
+        str(model),
+        "--redis",
+        redis,
+        "--port",
+        str(port),
+        "--linger-s",
+        "0",
+        *flags,
+    )
     return [sys.executable, "-m", "router", *flags]
 
 
@@ -111,7 +121,7 @@ async def deployment(
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Deployment]:
     """`descriptors`: the router's `ulimit -n`; `log` and `env` as of `started`."""
-    port, store = free_port(), Store(redis.url)
+    port, store = free_port(), Store(redis.address)
     words = command(model, redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]

@@ -125,6 +125,32 @@ def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, mode
     run(test())
 
 
+def test_sigterm_leaves_time_to_those_who_have_not_heard_and_tells_whom_it_leaves(
+    redis: RedisServer, model: Path, tmp_path: Path
+) -> None:
+    """Once more hurries: as if the time of streams were over."""
+
+    async def test() -> None:
+        log, flags = tmp_path / "log", ("--linger-s", "600")
+        hang = (Act("hang", 2),)
+        async with deployment(redis, model, plan=hang, flags=flags, log=log) as made:
+            made.workers["decode-1"].die()
+            running = asyncio.ensure_future(made.complete(max_tokens=9))
+            await soon(lambda: bool(made.workers["decode-0"].seen))
+            made.process.send_signal(signal.SIGTERM)
+            await soon(lambda: b'"draining"' in log.read_bytes())
+            assert not await made.ready()
+            answer = await made.complete(max_tokens=3)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            made.process.send_signal(signal.SIGTERM)
+            left = await running
+            assert (left.status_code, left.json()["error"]["code"]) == (503, "restarting")
+            await soon(lambda: made.process.poll() == 0, 20)
+            assert b"Traceback" not in log.read_bytes()
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "line"),
     [
