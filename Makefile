@@ -25,12 +25,15 @@ demo: setup  ## one question and a follow-up through two prefill and two decode 
 quick: setup  ## the tests without a socket, a process or Redis, in a minute or so
 	$(BIN)/python -m pytest -m quick $(ARGS)
 
-test: setup  ## every test but the long ones, system tests included
-	$(BIN)/python -m pytest $(ARGS)
+# Those that start processes run one after the other, the rest beside them: tests/support/tiers.py.
+JOBS ?= 2
+IN_TURNS := -n $(JOBS) --dist loadgroup
+test: setup  ## every test but the long ones, system tests included: JOBS=2 beside each other
+	$(BIN)/python -m pytest $(IN_TURNS) $(ARGS)
 
 # 5: none is marked so, or ARGS chose none.
 test-long: setup  ## the tests that take minutes
-	$(BIN)/python -m pytest -m long $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(IN_TURNS) -m long $(ARGS) || [ $$? = 5 ]
 
 # The images of one Dockerfile, for a registry: REPOSITORY=registry.example/team/baton PUSH=1. ENGINE
 # may be podman; IMAGE_ARGS are more of its arguments (--build-arg PIP_INDEX_URL=..., --platform ...).

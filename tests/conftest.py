@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from support.purity import pure
-from support.tiers import OTHER_TIERS, is_quick_file
+from support.tiers import OTHER_TIERS, is_quick_file, turn_of
 
 TESTS = Path(__file__).parent
 
@@ -24,9 +24,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    marks = {mark.name for mark in item.iter_markers()}
-    if is_quick_file(item.path.relative_to(TESTS)) and not marks & OTHER_TIERS:
+    marks, path = {mark.name for mark in item.iter_markers()}, item.path.relative_to(TESTS)
+    if is_quick_file(path) and not marks & OTHER_TIERS:
         item.add_marker("quick")
+    if item.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group(turn_of(path)))
 
 
 @pytest.hookimpl(wrapper=True)

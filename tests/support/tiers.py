@@ -1,4 +1,5 @@
-"""Which tests are quick: pure (no socket, no process, no Redis) and soon done."""
+"""Which tests are quick: pure (no socket, no process, no Redis) and soon done; and which may run
+beside which."""
 
 from pathlib import PurePath
 
@@ -6,6 +7,8 @@ OTHER_TIERS = frozenset({"system", "slow", "long", "gpu"})
 """Marks that keep a test of a quick file out of the quick tier."""
 QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
+ALONE_FOLDERS = ("api", "clients", "contract", "system")
+"""Of tests/: clusters and links with clocks of their own; one test of them at a time."""
 NOT_PURE = (
     # Sockets, or processes of their own.
     "unit/controlplane/cli/test_*.py",
@@ -99,3 +102,8 @@ NOT_SOON = (
 def is_quick_file(path: PurePath) -> bool:
     """Whether the tests of this file, relative to tests/, are quick but for their marks."""
     return path.parts[0] in QUICK_FOLDERS and not any(map(path.match, NOT_PURE + NOT_SOON))
+
+
+def turn_of(path: PurePath) -> str:
+    """Tests of one turn run one after the other, in one process."""
+    return "alone" if path.parts[0] in ALONE_FOLDERS else str(path)

@@ -3,6 +3,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from starlette.types import Message, Scope
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.anyio
 LIMITS = ApiLimits(max_body_bytes=10, body_timeout_s=60.0, write_timeout_s=0.05)
 HASTY = replace(LIMITS, body_timeout_s=0.05)
 GONE: Message = {"type": "http.disconnect"}
+zipped = partial(gzip.compress, mtime=0)  # else the names of tests have the time in them
 
 
 def exchange_of(
@@ -145,12 +147,12 @@ async def test_a_compressed_body_is_read_as_what_it_says(
 @pytest.mark.parametrize(
     ("coding", "body", "status"),
     [
-        (b"gzip", gzip.compress(b"x" * (1 << 24))[:20_000], 413),
-        (b"gzip", gzip.compress(b"x")[:-3], 400),
-        (b"gzip", gzip.compress(b"x") + b"more", 400),
-        (b"gzip", gzip.compress(b"x") + gzip.compress(b"x")[:-3], 400),
-        (b"gzip", gzip.compress(b"") * 2000, 400),
-        (b"gzip", gzip.compress(b" " * (1 << 19)) * 3, 413),
+        (b"gzip", zipped(b"x" * (1 << 24))[:20_000], 413),
+        (b"gzip", zipped(b"x")[:-3], 400),
+        (b"gzip", zipped(b"x") + b"more", 400),
+        (b"gzip", zipped(b"x") + zipped(b"x")[:-3], 400),
+        (b"gzip", zipped(b"") * 2000, 400),
+        (b"gzip", zipped(b" " * (1 << 19)) * 3, 413),
         (b"deflate", zlib.compress(b"x") * 2, 400),
         (b"gzip", b"plain", 400),
         (b"br", b"x", 415),

@@ -50,7 +50,7 @@ def refusal(schema: object) -> SchemaError:
     return caught.value
 
 
-@pytest.mark.parametrize("keyword", [*UNSUPPORTED.keys() - {"additionalItems"}])
+@pytest.mark.parametrize("keyword", sorted(UNSUPPORTED.keys() - {"additionalItems"}))
 def test_a_keyword_that_cannot_be_kept_is_named_by_its_path(keyword: str) -> None:
     asking = {keyword: ASKS.get(keyword, {"type": "integer"})}
     if keyword == "unevaluatedProperties":
