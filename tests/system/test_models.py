@@ -108,7 +108,7 @@ async def only_answers(fleet: ModelFleet, version: str) -> bool:
     return {said(answer)[0] for answer in answers} == {version}
 
 
-@pytest.mark.parametrize("num_each", [1, 2])
+@pytest.mark.parametrize("num_each", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_another_tokeniser_rolled_out_under_one_name_gives_no_wrong_answer(
     redis: RedisServer, tiny: ServedText, other: ServedText, num_each: int
 ) -> None:
