@@ -87,7 +87,7 @@ class ModelFleet:
 async def model_fleet(
     redis: RedisServer, *, num_routers: int, flags: Sequence[str] = ()
 ) -> AsyncIterator[ModelFleet]:
-    store, ports = Store(redis.url), [free_port() for _ in range(num_routers)]
+    store, ports = Store(redis.address), [free_port() for _ in range(num_routers)]
     processes = [started(command(redis=redis.url, port=port, flags=flags)) for port in ports]
     try:
         async with AsyncExitStack() as stack:
