@@ -93,7 +93,7 @@ class Deployment:
         )
 
 
-async def _present(worker: FakeWorker, store: Store) -> None:
+async def present(worker: FakeWorker, store: Store) -> None:
     here = worker.registration
     membership = Membership(store, worker=here.worker, epoch=here.epoch)
     async with asyncio.TaskGroup() as tasks:
@@ -116,7 +116,7 @@ async def deployment(
 ) -> AsyncIterator[Deployment]:
     """`model`: whose text the workers have. `descriptors`: the router's `ulimit -n`. `log`
     and `env`: as of `started`."""
-    port, store = free_port(), Store(redis.url)
+    port, store = free_port(), Store(redis.address)
     words = command(redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]
@@ -133,7 +133,7 @@ async def deployment(
         ):
 
             def add(worker: FakeWorker) -> None:
-                tasks.create_task(_present(worker, store), name=worker.id)
+                tasks.create_task(present(worker, store), name=worker.id)
 
             made = Deployment(process, client, add, PackedText.read(model))
             for name, role in roles:
