@@ -141,7 +141,7 @@ def test_another_tokeniser_rolled_out_under_one_name_gives_no_wrong_answer(
                     heard[version, text == meant[version]] += 1
 
             async with asyncio.TaskGroup() as tasks:
-                for client in fleet.clients * 2:
+                for client in [*fleet.clients, *fleet.clients]:
                     tasks.create_task(ask(client), name="client")
                 for number, worker in enumerate(old):
                     await fleet.add(f"new-{number}", other, model="m", revision="of-new")
