@@ -34,8 +34,6 @@ REGISTERED_S = 2.0
 JOINED_BYTES = 64 * 16
 """Of one event that more is joined to."""
 
-_BRING_BACK = "bring Redis back; until then nobody finds workers that it does not know yet"
-
 log = logging.getLogger(__name__)
 
 
@@ -68,8 +66,11 @@ class Membership:
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
         self._is_registered = asyncio.Event()
-        self.store_is_up = True
         self.num_dropped_events = 0
+
+    @property
+    def store_is_up(self) -> bool:
+        return self._store.contact.is_up
 
     @property
     def num_waiting_events(self) -> int:
@@ -94,9 +95,9 @@ class Membership:
                     next_keep_alive = loop.time() + self._interval_s
                     await self._keep_alive(WorkerRecord(registration=registration, beat=beat()))
                 await self._publish()
-                self.store_is_up = _store_is_up(self.store_is_up)
+                self._store.contact.note()
             except StoreError as error:
-                self.store_is_up = _store_is_up(self.store_is_up, error)
+                self._store.contact.note(error)
                 await asyncio.sleep(self._interval_s)
                 continue
             await self._wait_for_work(next_keep_alive - loop.time())
@@ -226,23 +227,13 @@ class Roster:
 async def watch_workers(store: Store, *, interval_s: float = INTERVAL_S) -> AsyncIterator[Roster]:
     """The workers, every `interval_s`; the last known ones while Redis is away."""
     known = Roster()
-    is_up = True
     while True:
         try:
             members = await store.list_members()
             workers = tuple(record.registration for record in members.workers)
             known = Roster(workers=workers, coming=members.coming)
-            is_up = _store_is_up(is_up)
+            store.contact.note()
         except StoreError as error:
-            is_up = _store_is_up(is_up, error)
+            store.contact.note(error)
         yield known
         await asyncio.sleep(interval_s)
-
-
-def _store_is_up(was_up: bool, error: StoreError | None = None) -> bool:
-    """Whether it is now; a change is logged."""
-    if error is None and not was_up:
-        log.info("Redis connected")
-    elif error is not None and was_up:
-        log.warning("Redis lost", extra={"why": str(error), "remedy": _BRING_BACK})
-    return error is None

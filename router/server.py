@@ -69,17 +69,16 @@ def listen(settings: RouterSettings) -> socket.socket:
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
-    """Until asked to stop, then so long as `linger_s` and `drain_s` say. Raises
-    StoreError when Redis cannot be reached at the start; later that is no error."""
+    """Until asked to stop, then so long as `linger_s` and `drain_s` say. Redis is waited for, at
+    the start as later."""
     descriptors = raise_descriptor_limit()
     bound = bound_connections(settings.max_connections, descriptors=descriptors)
     with listen(settings) as listener:
         check_formats(tools=settings.tool_format, reasoning=settings.reasoning_format)
         metrics = RouterMetrics()
         tenancy = _tenancy(settings, metrics)
-        store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
+        store, kept = Store(settings.redis_address), _kept_responses(settings, tenancy)
         try:
-            await store.ping()
             await load(_load_kernels, stop)
             parts = _build(settings, store, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]
@@ -125,7 +124,7 @@ def _load_kernels() -> None:
 def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
     if settings.keys_file is None:
         return None
-    return Tenancy(settings.keys_file, redis=settings.redis, metrics=metrics)
+    return Tenancy(settings.keys_file, redis=settings.redis_address, metrics=metrics)
 
 
 def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptResponses | None:
@@ -136,7 +135,7 @@ def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptRe
         keys = None if tenancy is None else tenancy.keys
         return settings.store_bytes // num_owners(settings.api_keys, keys)
 
-    store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
+    store = ResponseStore(settings.redis_address, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
 

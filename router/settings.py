@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from protocol.process.settings import ProcessSettings, check_keys, split_keys
+from protocol.process.settings import Host, ProcessSettings, check_keys, split_keys
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")
 
@@ -19,9 +19,9 @@ class RouterSettings(ProcessSettings):
     """JSON file of names that stand for models or their revisions, each with its weight:
     `{"prod": {"llama-3": 95, "llama-3@0e9e39": 5}}`; read again when it changes. None: models are
     asked for by their own names."""
-    host: str = "127.0.0.1"
-    """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
-    API key is set."""
+    host: Host = "127.0.0.1"
+    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Loopback, because it is open to
+    whoever reaches it unless an API key is set."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
     processes: int = Field(default=1, ge=1, le=64)

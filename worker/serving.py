@@ -26,6 +26,7 @@ from protocol.layout import KvLayout
 from protocol.membership import Membership
 from protocol.messages import Registration, Role
 from protocol.presence import ComingPresence
+from protocol.process.listening import bracketed
 from protocol.process.logs import LoadProgress
 from protocol.process.machine import host_name, usable_cores
 from protocol.process.model_folder import resolve_model
@@ -182,7 +183,7 @@ def _registration(
         role=role,
         pid=os.getpid(),
         host=host_name(),
-        address=f"tcp://{settings.advertise or settings.host}:{port}",
+        address=f"tcp://{bracketed(settings.advertise or settings.host)}:{port}",
         model=settings.served_name,
         compat=assembly.compat,
         layout=assembly.layout,

@@ -44,6 +44,7 @@ from protocol.messages import (
     Step,
     Ticket,
 )
+from protocol.store.address import RedisAddress
 from protocol.store.workers import Store
 from protocol.text.packed_text import PackedText
 from protocol.text.tokenizer import TextState, Tokenizer
@@ -257,7 +258,7 @@ def _finished(stream: Stream) -> Finished:
 async def serve(
     *, redis: str, model: Path, num_prefill: int, num_decode: int, pace_s: float
 ) -> None:
-    store, tokenizer = Store(redis), Tokenizer.load(model)
+    store, tokenizer = Store(RedisAddress(url=redis)), Tokenizer.load(model)
     answers, text = Answers(tokenizer), PackedText.read(model)
     prefill: list[Role] = ["prefill"] * num_prefill
     decode: list[Role] = ["decode"] * num_decode

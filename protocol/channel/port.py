@@ -34,7 +34,7 @@ from protocol.messages import (
     ToRouter,
     Welcome,
 )
-from protocol.process.machine import unlistenable
+from protocol.process.listening import bracketed, unlistenable
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
 _FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"
@@ -100,7 +100,8 @@ class RouterPort:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
-            self._socket.bind(f"tcp://{host}:{port}")
+            self._socket.setsockopt(zmq.IPV6, ":" in host)
+            self._socket.bind(f"tcp://{bracketed(host)}:{port}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise unlistenable("port", host, port, error) from error

@@ -26,6 +26,8 @@ class Health:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: tuple[WorkerState, float, float] | None = None
+        self.store_wait: Callable[[], str | None] = lambda: None
+        """What it waits for of Redis, without which no router finds it."""
         self._waits_for: str | None = None
 
     def note(self, state: WorkerState, *, turn_s: float = 0.0) -> None:
@@ -50,8 +52,10 @@ class Health:
     def not_ready(self) -> str | None:
         """Why it takes no requests; None when it does."""
         if self._last is None:
-            return self._waits_for or "loading"
-        return "draining" if self._last[0] == "draining" else self.not_alive() or self._waits_for
+            return self.store_wait() or self._waits_for or "loading"
+        if self._last[0] == "draining":
+            return "draining"
+        return self.not_alive() or self.store_wait() or self._waits_for
 
 
 def with_health(app: App, health: Health) -> App:

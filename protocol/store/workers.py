@@ -1,10 +1,10 @@
 """Who the workers and routers are, and which blocks each worker has.
 
-Keys, with a time to live:
+Keys, which all begin with the address's prefix. Those with a time to live:
 - `worker:{id}`: a packed `WorkerRecord`; `coming:{id}`: a `ComingWorker`, before that one.
 - `router:{id}`: a packed `RouterRecord`.
 
-Keys that die with their worker's epoch:
+Those that die with their worker's epoch:
 - `kv:events`: the stream of packed `BlockEvent`s of all workers, trimmed.
 - `kv:blocks:{id}:{epoch}`: the set of block hashes, and `kv:sequence:{id}:{epoch}`, the number
   of the last event it holds: the snapshot for a router that starts or sees a gap.
@@ -26,7 +26,6 @@ from protocol.ids import BlockHash, Epoch, RouterId, WorkerId
 from protocol.messages import Beat, Registration, Role
 from protocol.store.connection import RedisConnection
 
-STREAM = "kv:events"
 STREAM_START = "0-0"
 MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
@@ -101,16 +100,18 @@ _routers = msgspec.msgpack.Decoder(RouterRecord)
 _events = msgspec.msgpack.Decoder(BlockEvent)
 
 
-def blocks_key(worker: WorkerId, epoch: Epoch) -> str:
-    return f"kv:blocks:{worker}:{epoch}"
-
-
-def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
-    return f"kv:sequence:{worker}:{epoch}"
-
-
 class Store(RedisConnection):
     """What Redis knows of the cluster, with words of ours."""
+
+    def blocks_key(self, worker: WorkerId, epoch: Epoch) -> str:
+        return self._key(f"kv:blocks:{worker}:{epoch}")
+
+    def sequence_key(self, worker: WorkerId, epoch: Epoch) -> str:
+        return self._key(f"kv:sequence:{worker}:{epoch}")
+
+    @property
+    def stream_key(self) -> str:
+        return self._key("kv:events")
 
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
         """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long. It comes no more: it
@@ -118,56 +119,59 @@ class Store(RedisConnection):
         worker, epoch = record.registration.worker, record.registration.epoch
         ttl_ms = round(ttl_s * 1000)
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(f"worker:{worker}", _encoder.encode(record), px=ttl_ms)
-            pipe.delete(f"coming:{worker}")
-            pipe.pexpire(blocks_key(worker, epoch), ttl_ms)
-            pipe.pexpire(sequence_key(worker, epoch), ttl_ms)
+            pipe.set(self._key(f"worker:{worker}"), _encoder.encode(record), px=ttl_ms)
+            pipe.delete(self._key(f"coming:{worker}"))
+            pipe.pexpire(self.blocks_key(worker, epoch), ttl_ms)
+            pipe.pexpire(self.sequence_key(worker, epoch), ttl_ms)
             await pipe.execute()
 
     async def deregister(self, worker: WorkerId, epoch: Epoch) -> None:
         """Removes what this epoch wrote; a successor's registration stays."""
+        key = self._key(f"worker:{worker}")
 
         async def body(pipe: Pipeline) -> None:
-            current = _decoded(_records, cast(bytes | None, await pipe.get(f"worker:{worker}")))
+            current = _decoded(_records, cast(bytes | None, await pipe.get(key)))
             pipe.multi()  # type: ignore[no-untyped-call]
             if current is not None and current.registration.epoch == epoch:
-                pipe.delete(f"worker:{worker}")
-            pipe.delete(blocks_key(worker, epoch), sequence_key(worker, epoch))
+                pipe.delete(key)
+            pipe.delete(self.blocks_key(worker, epoch), self.sequence_key(worker, epoch))
 
         async with self._deadline():
-            await self._redis.transaction(body, f"worker:{worker}")
+            await self._redis.transaction(body, key)
 
     async def announce(self, coming: ComingWorker, *, ttl_s: float) -> None:
         """Writes `coming:{id}`; `register` or `withdraw` takes it away."""
         async with self._deadline():
-            key, ttl_ms = f"coming:{coming.worker}", round(ttl_s * 1000)
+            key, ttl_ms = self._key(f"coming:{coming.worker}"), round(ttl_s * 1000)
             await self._redis.set(key, _encoder.encode(coming), px=ttl_ms)
 
     async def withdraw(self, worker: WorkerId) -> None:
         async with self._deadline():
-            await self._redis.delete(f"coming:{worker}")
+            await self._redis.delete(self._key(f"coming:{worker}"))
 
     async def register_router(self, record: RouterRecord, *, ttl_s: float) -> None:
         """Writes `router:{id}`."""
         async with self._deadline():
-            key, ttl_ms = f"router:{record.router}", round(ttl_s * 1000)
+            key, ttl_ms = self._key(f"router:{record.router}"), round(ttl_s * 1000)
             await self._redis.set(key, _encoder.encode(record), px=ttl_ms)
 
     async def deregister_router(self, router: RouterId) -> None:
         async with self._deadline():
-            await self._redis.delete(f"router:{router}")
+            await self._redis.delete(self._key(f"router:{router}"))
 
     async def list_members(self) -> Members:
         """Workers, those that come, and routers, as of one moment."""
         async with self._deadline():
-            keys = {key async for key in self._redis.scan_iter(match=_MEMBERS, count=1000)}
+            keys = {
+                key async for key in self._redis.scan_iter(match=self._key(_MEMBERS), count=1000)
+            }
             names = sorted(cast(set[bytes], keys))
             values = cast(list[bytes | None], await self._redis.mget(names)) if names else []
         found = list(zip(names, values, strict=True))
         return Members(
-            workers=_of_kind(b"worker:", found, _records),
-            coming=_of_kind(b"coming:", found, _coming),
-            routers=_of_kind(b"router:", found, _routers),
+            workers=_of_kind(self._key("worker:"), found, _records),
+            coming=_of_kind(self._key("coming:"), found, _coming),
+            routers=_of_kind(self._key("router:"), found, _routers),
         )
 
     async def list_workers(self) -> tuple[WorkerRecord, ...]:
@@ -182,13 +186,13 @@ class Store(RedisConnection):
         """Appends one worker's events, in order, and applies them to its snapshot: all or
         nothing, so that the snapshot is exact at its sequence number. False when Redis has no
         snapshot to apply them to: rewrite it."""
-        blocks = blocks_key(events[0].worker, events[0].epoch)
-        sequence = sequence_key(events[0].worker, events[0].epoch)
+        blocks = self.blocks_key(events[0].worker, events[0].epoch)
+        sequence = self.sequence_key(events[0].worker, events[0].epoch)
         ttl_ms = round(ttl_s * 1000)
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
             for event in events:
                 _apply(pipe, blocks, event)
-                _append(pipe, event)
+                _append(pipe, self.stream_key, event)
             pipe.pexpire(blocks, ttl_ms)
             pipe.set(sequence, events[-1].sequence, px=ttl_ms, xx=True)
             return bool((await pipe.execute())[-1])
@@ -204,7 +208,7 @@ class Store(RedisConnection):
     ) -> None:
         """Replaces a worker's snapshot, and appends an empty event numbered `sequence` that
         makes every reader see the gap before it."""
-        blocks, ttl_ms = blocks_key(worker, epoch), round(ttl_s * 1000)
+        blocks, ttl_ms = self.blocks_key(worker, epoch), round(ttl_s * 1000)
         marker = BlockEvent(
             worker=worker, epoch=epoch, sequence=sequence, kind="stored", packed_hashes=b""
         )
@@ -213,23 +217,23 @@ class Store(RedisConnection):
             for start in range(0, len(hashes), _CHUNK_HASHES):
                 pipe.sadd(blocks, *hashes[start : start + _CHUNK_HASHES])
             pipe.pexpire(blocks, ttl_ms)
-            pipe.set(sequence_key(worker, epoch), sequence, px=ttl_ms)
-            _append(pipe, marker)
+            pipe.set(self.sequence_key(worker, epoch), sequence, px=ttl_ms)
+            _append(pipe, self.stream_key, marker)
             await pipe.execute()
 
     async def sequence(self, worker: WorkerId, epoch: Epoch) -> int | None:
         """Number of the last event in the snapshot; None when Redis has no snapshot, for
         instance because it came back empty."""
         async with self._deadline():
-            return _int(cast(bytes | None, await self._redis.get(sequence_key(worker, epoch))))
+            return _int(cast(bytes | None, await self._redis.get(self.sequence_key(worker, epoch))))
 
     async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None:
         """A worker's whole set, or None when there is none (yet, or any more). However large it is,
         the event loop turns meanwhile."""
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(sequence_key(worker, epoch))
+            pipe.get(self.sequence_key(worker, epoch))
             # in bytes: of "SMEMBERS" the client would make a set, all at once
-            pipe.execute_command(b"SMEMBERS", blocks_key(worker, epoch))
+            pipe.execute_command(b"SMEMBERS", self.blocks_key(worker, epoch))
             value, members = await pipe.execute()
         sequence = _int(value)
         if sequence is None:
@@ -239,7 +243,7 @@ class Store(RedisConnection):
     async def last_event_id(self) -> str:
         """Where the stream ends now: read from here on after reading the snapshots."""
         async with self._deadline():
-            entries = cast(_Entries, await self._redis.xrevrange(STREAM, count=1))
+            entries = cast(_Entries, await self._redis.xrevrange(self.stream_key, count=1))
         return entries[0][0].decode() if entries else STREAM_START
 
     async def read_events(
@@ -248,7 +252,7 @@ class Store(RedisConnection):
         """Events after that id and the id to go on from; waits up to `block_s` for one."""
         block_ms = max(1, round(block_s * 1000))
         async with self._deadline(block_s):
-            reply = await self._redis.xread({STREAM: after}, count=count, block=block_ms)
+            reply = await self._redis.xread({self.stream_key: after}, count=count, block=block_ms)
         streams = cast(list[tuple[bytes, _Entries]], reply)
         entries = streams[0][1] if streams else []
         last = entries[-1][0].decode() if entries else after
@@ -269,9 +273,9 @@ async def _packed_in_slices(members: list[bytes]) -> bytes:
 
 
 def _of_kind(
-    kind: bytes, found: Sequence[tuple[bytes, bytes | None]], decoder: msgspec.msgpack.Decoder[T]
+    kind: str, found: Sequence[tuple[bytes, bytes | None]], decoder: msgspec.msgpack.Decoder[T]
 ) -> tuple[T, ...]:
-    read = (_decoded(decoder, value) for key, value in found if key.startswith(kind))
+    read = (_decoded(decoder, value) for key, value in found if key.startswith(kind.encode()))
     return tuple(one for one in read if one is not None)
 
 
@@ -285,9 +289,9 @@ def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:
             pipe.delete(blocks)
 
 
-def _append(pipe: Pipeline, event: BlockEvent) -> None:
+def _append(pipe: Pipeline, stream: str, event: BlockEvent) -> None:
     fields = {b"e": _encoder.encode(event)}
-    pipe.xadd(STREAM, fields, maxlen=MAX_STREAM_EVENTS, approximate=True)  # type: ignore[arg-type]
+    pipe.xadd(stream, fields, maxlen=MAX_STREAM_EVENTS, approximate=True)  # type: ignore[arg-type]
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], value: bytes | None) -> T | None:

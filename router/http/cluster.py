@@ -60,7 +60,9 @@ class LocalCluster:
         self._draining = True
 
     def not_ready(self) -> str | None:
-        return "this router is draining" if self._draining else self._registry.not_ready()
+        if self._draining:
+            return "this router is draining"
+        return self._feed.store.contact.waiting() or self._registry.not_ready()
 
     def view(self) -> ClusterView:
         registry = self._registry

@@ -116,7 +116,7 @@ async def deployment(
 ) -> AsyncIterator[Deployment]:
     """`model`: whose text the workers have. `descriptors`: the router's `ulimit -n`. `log`
     and `env`: as of `started`."""
-    port, store = free_port(), Store(redis.url)
+    port, store = free_port(), Store(redis.address)
     words = command(redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]

@@ -21,7 +21,7 @@ COMING = ComingWorker(worker=registration().worker, role="decode", model="tiny")
 
 def run(test: Callable[[RedisServer, Store], Awaitable[None]]) -> None:
     async def bounded(server: RedisServer) -> None:
-        store = Store(server.url, deadline_s=5.0)
+        store = Store(server.address, deadline_s=5.0)
         try:
             async with asyncio.timeout(60):
                 await test(server, store)
