@@ -123,6 +123,7 @@ def _strict(schema: Any) -> Any:
     free = known.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in known
     if known.get("x-kubernetes-int-or-string"):
         known.pop("type", None)
-    if known.get("format"):
-        known.pop("format")
+    known.pop("format", None)
+    if str(known.get("pattern", "")).startswith("^(?i)"):
+        known.pop("pattern")  # Go's own syntax
     return known if not named or free else {**known, "additionalProperties": False}
