@@ -30,6 +30,7 @@ NOT_PURE = (
     "unit/kvtransfer/transports/test_unix_socket.py",
     "unit/protocol/channel/test_channel.py",
     "unit/protocol/process/test_c_kernels.py",
+    "unit/protocol/process/prebuilt/test_brought.py",
     "unit/protocol/process/test_model_folder.py",
     "unit/protocol/process/test_run.py",
     "unit/protocol/process/test_turns.py",
@@ -55,6 +56,7 @@ NOT_PURE = (
     "unit/worker/test_startup.py",
     "property/test_dispatch_endings.py",
     "house/test_contracts_bite.py",
+    "house/test_dockerfile.py",
     # C kernels: a compiler, the first time on a machine.
     "unit/bench/test_*.py",
     "unit/engine/ops/cpu/test_*.py",
