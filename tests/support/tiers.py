@@ -2,7 +2,7 @@
 
 from pathlib import PurePath
 
-OTHER_TIERS = frozenset({"system", "slow", "long", "gpu"})
+OTHER_TIERS = frozenset({"system", "slow", "long", "rollouts", "gpu"})
 """Marks that keep a test of a quick file out of the quick tier."""
 QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""

@@ -32,6 +32,7 @@ class Load:
     """Of several clients through one URL."""
 
     url: str
+    num_clients: int
     told: list[Told] = field(default_factory=list)
 
     @property
@@ -138,7 +139,7 @@ async def steady_load(
     max_tokens: int = 24,
 ) -> AsyncIterator[Load]:
     """Every other client keeps its connection."""
-    load = Load(url)
+    load = Load(url, num_clients)
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(
