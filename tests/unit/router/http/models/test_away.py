@@ -177,6 +177,30 @@ async def test_a_revision_that_leaves_before_a_token_is_replaced_by_its_successo
     assert new.id == old.id
 
 
+async def test_a_successor_whose_text_is_on_the_way_is_waited_for(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.models.coming[ONE] = asyncio.Event()
+    bench.models.coming[ONE].set()
+    bench.dispatcher.failures, bench.dispatcher.num_failures_left = {-1: NoWorkers("gone")}, 1
+    bench.dispatcher.hold_at = 0
+
+    def leave(name: str | None, key: str) -> Any:
+        """The first choice is the last of the old revision's."""
+        chosen = choose(name, key)
+        bench.models.coming[ONE].clear()
+        bench.models.choose = choose  # type: ignore[method-assign]
+        return chosen
+
+    choose, bench.models.choose = bench.models.choose, leave  # type: ignore[method-assign]
+    asked = {"model": ONE, "prompt": "hi"}
+    asking = asyncio.create_task(client.post("/v1/completions", json=asked), name="asking")
+    await soon(lambda: bench.models.waiting[ONE] > 0, 10, "the request waits")
+    bench.models.coming[ONE].set()
+    assert (await asking).status_code == 200
+    assert len(bench.dispatcher.requests) == 2
+
+
 async def test_a_whole_answer_begins_anew_even_after_tokens(bench: Bench, tmp_path: Path) -> None:
     """Its client has had nothing."""
     async with bench.client(dispatcher=rolled_out(bench, tmp_path, LOST, at=2)) as client:
