@@ -19,8 +19,10 @@ from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
 from protocol.process.environment import PREFIX
+from protocol.process.listening import ANY_ADDRESS
 from protocol.process.model_folder import resolve_model
 from protocol.process.settings import (
+    Host,
     ModelPath,
     RedisSettings,
     check_keys,
@@ -30,7 +32,7 @@ from protocol.process.settings import (
 from router.settings import RouterSettings
 
 ONE_WORKER_ONLY = frozenset(
-    {"config", "worker", "advertise", "parent_pid", "processes", "process", "siblings"}
+    {"config", "worker", "advertise", "kv_port", "parent_pid", "processes", "process", "siblings"}
 )
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 
@@ -50,8 +52,9 @@ class UpSettings(RedisSettings):
     """Prefill workers. 0 is the colocated mode: decode workers prefill their own requests."""
     decode: int = Field(default=1, ge=1, le=64)
     """Decode workers."""
-    host: str = "127.0.0.1"
-    """Interface of the HTTP API. Only the router listens there; all else stays on loopback."""
+    host: Host = "127.0.0.1"
+    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Only the router listens there; all
+    else stays on loopback."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one, shown when ready."""
     router_processes: int = Field(default=1, ge=1, le=64)
@@ -75,6 +78,11 @@ class UpSettings(RedisSettings):
     Far above any pause of a busy machine. 0: never."""
     verbose: bool = False
     """Show every log line of every process, not only warnings."""
+
+    @property
+    def loopback(self) -> str:
+        """Where all but the API listens: of the family of `host`, for it may be the only one."""
+        return "::1" if ":" in self.host and self.host != ANY_ADDRESS else "127.0.0.1"
 
     @property
     def api_name(self) -> str:

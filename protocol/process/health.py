@@ -26,11 +26,19 @@ class Health:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: tuple[WorkerState, float, float] | None = None
+        self.store_wait: Callable[[], str | None] = lambda: None
+        """What it waits for of Redis, without which no router finds it."""
+        self._waits_for: str | None = None
 
     def note(self, state: WorkerState, *, turn_s: float = 0.0) -> None:
         """With every beat, and at once when the state changes; `turn_s` as
         `engine.loop.Engine.turn_s`."""
         self._last = (state, self._clock(), turn_s)
+
+    def note_waiting(self, why: str | None) -> None:
+        """What it waits for before it is ready, besides what its state says: Redis at the start,
+        routers that have not met it. None: for nothing."""
+        self._waits_for = why
 
     def not_alive(self) -> str | None:
         """Why the process should be started again; None when it need not. Loading is living."""
@@ -44,8 +52,10 @@ class Health:
     def not_ready(self) -> str | None:
         """Why it takes no requests; None when it does."""
         if self._last is None:
-            return "loading"
-        return "draining" if self._last[0] == "draining" else self.not_alive()
+            return self.store_wait() or self._waits_for or "loading"
+        if self._last[0] == "draining":
+            return "draining"
+        return self.not_alive() or self.store_wait() or self._waits_for
 
 
 def with_health(app: App, health: Health) -> App:

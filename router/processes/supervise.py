@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from protocol.errors import SettingsError
 from protocol.process.backoff import Backoff
-from protocol.process.machine import unlistenable
+from protocol.process.listening import bound_socket
 from protocol.process.run import ECHO_S, EXIT_FAILED, Shutdown
 from router.processes.siblings import socket_of
 from router.settings import RouterSettings
@@ -61,17 +61,7 @@ def kept_port(settings: RouterSettings) -> Iterator[int]:
 def bound(settings: RouterSettings, *, shared: bool) -> socket.socket:
     """A socket on the port of the API, of which those that are `shared` take turns. It does not
     listen yet. Raises SettingsError when it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind((settings.host, settings.port))
-    except (OSError, ValueError, OverflowError) as error:
-        made.close()
-        raise unlistenable("port", settings.host, settings.port, error) from error
-    return made
+    return bound_socket(settings.host, settings.port, setting="port", shared=shared)
 
 
 class _Process:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
-from protocol.messages import FinishReason, Token, TokenLogprob
+from protocol.messages import FinishReason, ServedVersion, Token, TokenLogprob
 from protocol.readings import PoolPrompt, TokenScore
 from protocol.text.tokenizer import TextState, Tokenizer
 from router.prefix.state import IndexState
@@ -35,6 +35,8 @@ BEFORE_PLACED = -1
 class FakeDispatcher:
     def __init__(self, tokenizer: Tokenizer, *, reply: str = "Hello there.") -> None:
         self.tokenizer = tokenizer
+        self.tokenizers: dict[ServedVersion, Tokenizer] = {}
+        """Of versions that have another."""
         self.reply = reply
         self.cached_tokens = 0
         self.vector = [3.0, 4.0, 0.0]
@@ -117,9 +119,11 @@ class FakeDispatcher:
 
     def _tokens(self, request: GenerationRequest) -> Iterator[tuple[Token, bool]]:
         """The reply, repeated when told to go on, and then the end of the text."""
-        sampling = request.sampling
-        state = TextState(self.tokenizer, sampling)
-        said = [*self.tokenizer.encode(self.reply), self.tokenizer.eos_token_ids[0]]
+        sampling, tokenizer = request.sampling, self.tokenizer
+        if request.version is not None:
+            tokenizer = self.tokenizers.get(request.version, tokenizer)
+        state = TextState(tokenizer, sampling)
+        said = [*tokenizer.encode(self.reply), tokenizer.eos_token_ids[0]]
         for index in range(sampling.max_tokens):
             step = state.feed(said[index % len(said)])
             last = step.stopped or index == sampling.max_tokens - 1
@@ -159,7 +163,6 @@ class StubCluster:
     def __init__(self, dispatcher: FakeDispatcher) -> None:
         self._dispatcher = dispatcher
         self.reason: str | None = None
-        self.context: int | None = None
         self.shown = ClusterView(
             router=RouterId("router-0"), index=IndexState.EXACT, redis="none", workers=()
         )
@@ -169,10 +172,6 @@ class StubCluster:
 
     def view(self) -> ClusterView:
         return self.shown
-
-    def max_context_tokens(self) -> int | None:
-        asyncio.get_running_loop()  # raises in any other thread
-        return self.context
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         found = self._dispatcher.traces

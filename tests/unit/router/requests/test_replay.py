@@ -9,7 +9,7 @@ from support.checkpoints import write_checkpoint
 
 from protocol.messages import Sampling
 from protocol.text.tokenizer import Tokenizer
-from router.requests.instructions import EndWell
+from router.requests.ending import EndWell
 from router.requests.replay import already_ended
 
 Asked = Callable[[Sampling, list[int]], EndWell | None]
