@@ -7,15 +7,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from support.eventually import soon
 from support.pods.image import ROOT
 from support.pods.load import Load, ask, client_of, steady_load
 from support.pods.release import PROMPTS, Release, release
-
-from tools.checkpoint_shape import Shape
-from tools.make_checkpoint import make_checkpoint
 
 AWAY_S = 30.0
 LONG_TOKENS = 300
@@ -58,14 +53,9 @@ async def dtype(folder: Path, *, replicas: int, lag_s: float) -> None:
 
 async def weights(folder: Path, *, replicas: int, lag_s: float) -> None:
     """With the tokenizer that they had."""
-    other = folder / "models" / "other"
-    shutil.copytree(ROOT / "models" / "tiny", other)
-    found = load_file(other / "model.safetensors")
-    generator = torch.Generator().manual_seed(7)
-    for name, tensor in found.items():
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
-        found[name] = tensor + 0.02 * noise
-    save_file(found, other / "model.safetensors", metadata={"format": "pt"})
+    from support.pods.models import other_weights  # torch, which most changes need not
+
+    other_weights(folder / "models" / "other")
     await _another_model(folder, replicas=replicas, lag_s=lag_s)
 
 
@@ -203,8 +193,9 @@ async def _another_model(folder: Path, *, replicas: int, lag_s: float) -> None:
 
 
 def _make_other(folder: Path) -> None:
-    shape = Shape(hidden=128, layers=2, mlp=256, vocab=1024, context=2048)
-    make_checkpoint(folder / "models" / "other", shape)
+    from support.pods.models import other_tokenizer  # as above
+
+    other_tokenizer(folder / "models" / "other")
 
 
 async def _before(up: Release, load: Load) -> dict[str, set[str]]:
