@@ -33,6 +33,7 @@ class Load:
 
     url: str
     num_clients: int
+    prompts: Sequence[str]
     told: list[Told] = field(default_factory=list)
 
     @property
@@ -139,7 +140,7 @@ async def steady_load(
     max_tokens: int = 24,
 ) -> AsyncIterator[Load]:
     """Every other client keeps its connection."""
-    load = Load(url, num_clients)
+    load = Load(url, num_clients, prompts)
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(

@@ -60,7 +60,7 @@ class Release:
         """Until every prompt was answered, counting from that answer on."""
 
         def is_covered() -> bool:
-            return load.texts(since).keys() >= set(PROMPTS) or bool(load.failures)
+            return load.texts(since).keys() >= set(load.prompts) or bool(load.failures)
 
         await soon(is_covered, 120, "answers to all prompts")
         assert not load.failures, load.failures[:3]
