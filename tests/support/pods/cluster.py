@@ -89,6 +89,10 @@ class Pods:
         """Its cluster address."""
         return self._services[service][0]
 
+    def is_served(self, service: str) -> bool:
+        """Whether its late list of endpoints has come."""
+        return bool(self._services[service][1].known)
+
     async def drain_node(self, node: str) -> None:
         """As `kubectl drain`, with budgets of one unavailable: nothing new comes there, and what
         is there goes, of each Deployment one when all others are ready."""

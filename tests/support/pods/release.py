@@ -112,6 +112,7 @@ async def release(
         if first is not None:
             await first(made)
         await cluster.rolled_out()
+        await soon(lambda: cluster.is_served(f"{NAME}-baton"), 60, "endpoints")
         yield made
 
 
