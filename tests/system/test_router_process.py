@@ -70,14 +70,15 @@ def test_without_a_c_compiler_it_says_so_before_it_is_ready_and_serves(
 def test_redis_killed_fails_no_request(redis: RedisServer, model: Path) -> None:
     async def test() -> None:
         async with deployment(redis, model) as made:
-            redis.kill()
-            response = await made.complete(max_tokens=5)
-            assert response.status_code == 200, response.text
 
             async def index_is(state: str) -> bool:
                 view = (await made.client.get("/cluster")).json()
                 return bool(view["index"] == state)
 
+            await soon(lambda: index_is("exact"))
+            redis.kill()
+            response = await made.complete(max_tokens=5)
+            assert response.status_code == 200, response.text
             await soon(lambda: index_is("degraded"))
             redis.start()
             await soon(lambda: index_is("exact"))
