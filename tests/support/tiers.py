@@ -3,7 +3,7 @@ beside which."""
 
 from pathlib import PurePath
 
-OTHER_TIERS = frozenset({"system", "slow", "long", "gpu"})
+OTHER_TIERS = frozenset({"system", "slow", "long", "rollouts", "gpu"})
 """Marks that keep a test of a quick file out of the quick tier."""
 QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
@@ -39,6 +39,7 @@ NOT_PURE = (
     "unit/protocol/process/test_turns.py",
     "unit/protocol/test_membership.py",
     "unit/protocol/test_presence.py",
+    "unit/protocol/process/test_listening.py",
     "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
