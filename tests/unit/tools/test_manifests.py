@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import yaml
 from support.source_tree import ROOT
-from tools.manifests import VALUES, manifest, path_of
 
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.process.settings import load
 from router.settings import RouterSettings
+from tools.manifests import VALUES, manifest, path_of
 
 COMPOSE = ROOT / "deploy" / "docker-compose.yaml"
 SETTINGS = {
