@@ -29,7 +29,7 @@ from support.redis_server import RedisServer, redis_server
 from bench.record import percentiles, record
 from protocol.blocks import HASH_BYTES, ChangeKind, chain_seed, packed_hashes, unpack_hashes
 from protocol.ids import Epoch, WorkerId
-from protocol.store.workers import STREAM, BlockEvent, Store
+from protocol.store.workers import BlockEvent, Store
 from router.prefix.c_table import CTable
 from router.prefix.prefix_index import PrefixIndex
 from router.prefix.state import IndexState
@@ -193,7 +193,7 @@ def draw_events(fleet: Fleet, *, num_blocks: int) -> list[BlockEvent]:
 async def snapshot_stop_ms(server: RedisServer) -> float:
     """Longest that the event loop stands still, CPU milliseconds, while a snapshot of 100,000
     blocks is read."""
-    store = Store(server.url, deadline_s=30.0)
+    store = Store(server.address, deadline_s=30.0)
     packed = np.random.default_rng(8).bytes(100_000 * HASH_BYTES)
     worker = WorkerId("snapshot")
     await store.rewrite(unpack_hashes(packed), worker=worker, epoch=EPOCH, sequence=1, ttl_s=600.0)
@@ -211,12 +211,12 @@ async def snapshot_stop_ms(server: RedisServer) -> float:
 
 async def events_per_s(fleet: Fleet, server: RedisServer, *, num_blocks: int) -> float:
     """Blocks a CPU second: read from the stream, decoded and applied."""
-    store = Store(server.url, deadline_s=30.0)
+    store = Store(server.address, deadline_s=30.0)
     events = draw_events(fleet, num_blocks=num_blocks)
     after = await store.last_event_id()
     with server.client() as redis, redis.pipeline() as pipe:
         for event in events:
-            pipe.xadd(STREAM, {b"e": msgspec.msgpack.encode(event)})
+            pipe.xadd(store.stream_key, {b"e": msgspec.msgpack.encode(event)})
         pipe.execute()
     begun, num_read = time.process_time(), 0
     while num_read < len(events):

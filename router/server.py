@@ -88,7 +88,7 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         defaults = _sampling_defaults(settings)
         metrics = RouterMetrics()
         tenancy = _tenancy(settings, metrics)
-        store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
+        store, kept = Store(settings.redis_address), _kept_responses(settings, tenancy)
         try:
             await store.ping()
             await load(_load_kernels, stop)
@@ -131,7 +131,7 @@ def _load_kernels() -> None:
 def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
     if settings.keys_file is None:
         return None
-    return Tenancy(settings.keys_file, redis=settings.redis, metrics=metrics)
+    return Tenancy(settings.keys_file, redis=settings.redis_address, metrics=metrics)
 
 
 def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
@@ -150,7 +150,7 @@ def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptRe
         keys = None if tenancy is None else tenancy.keys
         return settings.store_bytes // num_owners(settings.api_keys, keys)
 
-    store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
+    store = ResponseStore(settings.redis_address, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
 

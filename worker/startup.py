@@ -30,7 +30,7 @@ async def open_endpoints(settings: WorkerSettings) -> AsyncIterator[Endpoints]:
     metrics = WorkerMetrics()
     metrics.serve_if_asked(host=settings.host, port=settings.metrics_port)
     port = RouterPort(host=settings.host, port=settings.port)
-    store = Store(settings.redis)
+    store = Store(settings.redis_address)
     try:
         await store.ping()
         yield Endpoints(port=port, store=store, metrics=metrics)

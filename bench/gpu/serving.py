@@ -28,6 +28,7 @@ from bench.record import percentiles, record
 from bench.row import Row, tell
 from protocol.ids import WorkerId
 from protocol.messages import Finished, Landed, Sampling
+from protocol.store.address import RedisAddress
 from tools.make_checkpoint import Shape, make_checkpoint
 
 WORKERS = ("prefill-0", "decode-0")
@@ -73,12 +74,12 @@ def main() -> int:
             ))
             for worker in WORKERS
         ]  # fmt: skip
-        asyncio.run(_driven(redis.url, scale, workers))
+        asyncio.run(_driven(redis.address, scale, workers))
     return 0
 
 
-async def _driven(url: str, scale: Scale, workers: Sequence[Process]) -> None:
-    async with asyncio.timeout(WITHIN_S), mini_router(url) as router:
+async def _driven(redis: RedisAddress, scale: Scale, workers: Sequence[Process]) -> None:
+    async with asyncio.timeout(WITHIN_S), mini_router(redis) as router:
         await soon(lambda: _is_ready(router) or not _live(workers), WITHIN_S, "workers")
         assert _live(workers), "a worker ended at its start"
         await _equal_tokens(router, scale)

@@ -42,6 +42,7 @@ from protocol.messages import (
     Step,
     Ticket,
 )
+from protocol.store.address import RedisAddress
 from protocol.store.workers import Store
 from protocol.text.tokenizer import TextState, Tokenizer
 
@@ -249,7 +250,7 @@ def _finished(stream: Stream) -> Finished:
 async def serve(
     *, redis: str, model: Path, num_prefill: int, num_decode: int, pace_s: float
 ) -> None:
-    store, tokenizer = Store(redis), Tokenizer.load(model)
+    store, tokenizer = Store(RedisAddress(url=redis)), Tokenizer.load(model)
     answers = Answers(tokenizer)
     prefill: list[Role] = ["prefill"] * num_prefill
     decode: list[Role] = ["decode"] * num_decode

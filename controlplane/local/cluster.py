@@ -18,9 +18,9 @@ from controlplane.local.ports import kept_ports
 from controlplane.local.settings import UpFlags, UpSettings
 from controlplane.local.specs import gpu_share, router_spec, worker_names, worker_specs
 from controlplane.local.watch import Answers, http_answers, watch
-from protocol.errors import StoreError
 from protocol.process.machine import usable_cores
 from protocol.process.settings import bearer
+from protocol.store.address import RedisAddress
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -88,8 +88,8 @@ async def running(
     """Starts everything and yields at once; on leaving drains it, until `hurry` is set or for
     `drain_s` at most.
 
-    Raises SettingsError for a taken port, StoreError for a Redis that does not answer, and an
-    ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
+    Raises SettingsError for a taken port, and an ExceptionGroup of ChildFailed, also into the body,
+    when a child cannot be started.
     """
     settings = flags.settings
     num_workers = len(worker_names(settings))
@@ -110,42 +110,34 @@ async def running(
                     tasks.create_task(watching, name=f"watch {spec.name}")
 
             try:
-                url = await _redis_url(settings, redis, start_child)
+                where = await _redis_address(settings, redis, start_child)
                 _start_all(
-                    local, flags, redis=url, metrics_ports=metrics_ports, start_child=start_child
+                    local, flags, redis=where, metrics_ports=metrics_ports, start_child=start_child
                 )
                 yield local
             finally:
                 await _stop(local, hurry=hurry)
 
 
-async def _redis_url(
+async def _redis_address(
     settings: UpSettings, embedded: EmbeddedRedis | None, start_child: StartChild
-) -> str:
-    if embedded is not None:
-        start_child(embedded.spec, embedded.answers)
-        try:
-            await embedded.wait_ready(within_s=REDIS_START_S)
-        except TimeoutError as error:
-            raise ChildFailed(f"redis: not up within {REDIS_START_S:.0f} s") from error
-        return embedded.url
-    from protocol.store.workers import Store  # the client takes 0.3 s to import; only this needs it
-
-    store = Store(settings.redis, deadline_s=2.0)
+) -> RedisAddress:
+    """Of ours, which is up then, or of the one given, for which the children wait."""
+    if embedded is None:
+        return settings.redis_address
+    start_child(embedded.spec, embedded.answers)
     try:
-        await store.ping()
-    except StoreError as error:
-        raise StoreError(f"redis: {_without_password(settings.redis)}: {error}") from error
-    finally:
-        await store.close()
-    return settings.redis
+        await embedded.wait_ready(within_s=REDIS_START_S)
+    except TimeoutError as error:
+        raise ChildFailed(f"redis: not up within {REDIS_START_S:.0f} s") from error
+    return embedded.address
 
 
 def _start_all(
     local: RunningCluster,
     flags: UpFlags,
     *,
-    redis: str,
+    redis: RedisAddress,
     metrics_ports: Sequence[int],
     start_child: StartChild,
 ) -> None:
@@ -197,8 +189,3 @@ async def _answer(client: Any, path: str) -> Any | None:
     except httpx.HTTPError:
         return None
     return answer if answer.status_code == 200 else None
-
-
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

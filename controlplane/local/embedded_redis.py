@@ -16,6 +16,7 @@ from pathlib import Path
 
 from controlplane.local.child import ChildSpec
 from protocol.errors import SettingsError
+from protocol.store.address import RedisAddress
 
 PREFIX = "baton-redis-"
 
@@ -31,8 +32,8 @@ class EmbeddedRedis:
         self._socket = self._directory / "redis.sock"
 
     @property
-    def url(self) -> str:
-        return f"unix://{self._socket}"
+    def address(self) -> RedisAddress:
+        return RedisAddress(url=f"unix://{self._socket}")
 
     @property
     def spec(self) -> ChildSpec:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from controlplane.checkout import shipped_model
@@ -21,12 +21,11 @@ from protocol.errors import SettingsError
 from protocol.process.environment import PREFIX
 from protocol.process.model_folder import resolve_model
 from protocol.process.settings import (
-    CommandSettings,
     ModelPath,
+    RedisSettings,
     check_keys,
     load,
     read_file,
-    redis_url,
 )
 from router.settings import RouterSettings
 
@@ -36,7 +35,7 @@ ONE_WORKER_ONLY = frozenset(
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 
 
-class UpSettings(CommandSettings):
+class UpSettings(RedisSettings):
     """One router, its workers and, unless told of one, a Redis: all on this machine."""
 
     model: ModelPath = Field(default_factory=shipped_model)
@@ -76,11 +75,6 @@ class UpSettings(CommandSettings):
     Far above any pause of a busy machine. 0: never."""
     verbose: bool = False
     """Show every log line of every process, not only warnings."""
-
-    @field_validator("redis")
-    @classmethod
-    def _redis_address(cls, value: str) -> str:
-        return redis_url(value) if value else value
 
     @property
     def api_name(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from controlplane.local.child import ChildSpec
 from controlplane.local.settings import UpSettings
+from protocol.store.address import RedisAddress
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GPU_SHARE_VARIABLE = "BATON_KV_MEMORY_SHARE"
@@ -33,10 +34,21 @@ def threads_per_worker(*, num_cores: int, num_workers: int) -> int:
     return max(1, (num_cores - (num_cores >= 4)) // num_workers)
 
 
+def redis_env(address: RedisAddress) -> dict[str, str]:
+    """Where others of the machine cannot read it, as they can a command line. Complete, so that
+    nothing of another Redis is inherited."""
+    return {
+        "BATON_REDIS": address.url,
+        "BATON_REDIS_USERNAME": address.username,
+        "BATON_REDIS_PASSWORD": address.password,
+        "BATON_REDIS_PREFIX": address.prefix,
+    }
+
+
 def worker_specs(
     settings: UpSettings,
     *,
-    redis: str,
+    redis: RedisAddress,
     cores: Sequence[int],
     metrics_ports: Sequence[int],
     env: Mapping[str, str],
@@ -50,7 +62,6 @@ def worker_specs(
     for index, name in enumerate(names):
         flags = {
             "model": str(settings.model),
-            "redis": redis,
             "worker": name,
             "dtype": settings.dtype,
             "host": "127.0.0.1",
@@ -63,23 +74,22 @@ def worker_specs(
             **({"cores": str(cores[index % len(cores)])} if settings.pin else {}),
         }
         module = "prefill_worker" if name.startswith("prefill") else "decode_worker"
-        specs.append(_spec(name, module, flags, {**thread_env, **env}))
+        specs.append(_spec(name, module, flags, {**thread_env, **redis_env(redis), **env}))
     return specs
 
 
 def router_spec(
-    settings: UpSettings, *, redis: str, port: int, env: Mapping[str, str]
+    settings: UpSettings, *, redis: RedisAddress, port: int, env: Mapping[str, str]
 ) -> ChildSpec:
     flags = {
         "model": str(settings.model),
-        "redis": redis,
         "host": settings.host,
         "port": str(port),
         "processes": str(settings.router_processes),
         "drain-s": str(settings.drain_s),
         **({"served-name": settings.served_name} if settings.served_name else {}),
     }
-    return _spec("router", "router", flags, env)
+    return _spec("router", "router", flags, {**redis_env(redis), **env})
 
 
 def _spec(name: str, module: str, flags: Mapping[str, str], env: Mapping[str, str]) -> ChildSpec:

@@ -12,17 +12,26 @@ import tomllib
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
-from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from protocol.errors import SettingsError
 from protocol.process.environment import check_variables
+from protocol.store.address import RedisAddress, read_address
 
 MAX_FILE_BYTES = 1 << 20
+SECRET = frozenset({"api_key", "redis_password"})
+"""Settings that no message shows."""
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_CHECKPOINT = 3
 S = TypeVar("S", bound="CommandSettings")
@@ -64,20 +73,67 @@ class CommandSettings(BaseSettings):
         return value
 
 
-class ProcessSettings(CommandSettings):
-    """Base of every process's settings; what all of them have."""
+class RedisSettings(CommandSettings):
+    """What all who use a Redis can be told of it."""
 
-    redis: str = "redis://127.0.0.1:6379/0"
-    """Where processes find each other. Two deployments sharing a server take two databases."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Events below this level are not written. Info is a few lines per request."""
-    parent_pid: int = Field(default=0, ge=0)
-    """Drain when this process, the supervisor, is gone. 0: no supervisor."""
+    redis: str = ""
+    """`redis://`, `rediss://` or `unix://`; its name and password, if any, are kept apart."""
+    redis_username: str = ""
+    """Who we are to Redis. Empty: its default user."""
+    redis_password: str = Field(default="", repr=False)
+    """Better set as BATON_REDIS_PASSWORD than as a flag or in the address, which other users of the
+    machine can read."""
+    redis_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._:/@{}-]{0,200}$")
+    """What all keys begin with, e.g. `production/chat:`. Deployments that share a database have
+    different ones, or they use each other's workers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_out_secrets(cls, given: dict[str, object]) -> dict[str, object]:
+        """What the address says of name and password goes where it is not shown."""
+        if not isinstance(url := given.get("redis"), str) or not url:
+            return given
+        try:
+            address = read_address(url)
+        except ValueError:
+            return given  # told with the field's name, below
+        told = {"redis_username": address.username, "redis_password": address.password}
+        for name, value in told.items():
+            if value and given.get(name):
+                raise ValueError(f"redis names a {name[6:]}, and {name} another: give one of them")
+        return {**given, "redis": address.url} | {name: v for name, v in told.items() if v}
 
     @field_validator("redis")
     @classmethod
     def _redis_address(cls, value: str) -> str:
-        return redis_url(value)
+        return read_address(value).url if value else value
+
+    @field_validator("redis_password")
+    @classmethod
+    def _password_as_it_was_meant(cls, value: str) -> str:
+        if value != value.strip():
+            raise ValueError("begins or ends with white space; a file's last newline, perhaps")
+        return value
+
+    @property
+    def redis_address(self) -> RedisAddress:
+        return RedisAddress(
+            url=self.redis,
+            username=self.redis_username,
+            password=self.redis_password,
+            prefix=self.redis_prefix,
+        )
+
+
+class ProcessSettings(RedisSettings):
+    """Base of every process's settings; what all of them have."""
+
+    redis: str = Field(default="redis://127.0.0.1:6379/0", min_length=1)
+    """Where processes find each other."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Events below this level are not written. Info is a few lines per request."""
+    parent_pid: int = Field(default=0, ge=0)
+    """Drain when this process, the supervisor, is gone. 0: no supervisor."""
 
 
 class WorkerSettings(ProcessSettings):
@@ -162,17 +218,6 @@ class WorkerSettings(ProcessSettings):
         return value
 
 
-def redis_url(value: str) -> str:
-    """`value`, or ValueError for what cannot be the address of a Redis."""
-    if not value.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must start with redis://, rediss:// or unix://")
-    try:
-        _ = urlsplit(value).port
-    except ValueError as error:
-        raise ValueError("its port must be a number from 0 to 65535") from error
-    return value
-
-
 def split_keys(api_keys: str) -> tuple[str, ...]:
     """Those between commas; what is empty is none."""
     return tuple(key for part in api_keys.split(",") if (key := part.strip()))
@@ -255,7 +300,9 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{field}: required; give --{field.replace('_', '-')} or BATON_{field.upper()}"
     rule = error["msg"].removeprefix("Value error, ")
-    value = re.sub(r"//[^/@]*@", "//", repr(error["input"]))  # a URL's password is not for logs
-    if field == "api_key":
+    if not error["loc"]:
+        return rule
+    value = re.sub(r"//.*@", "//", repr(error["input"]))  # a URL's password is not for logs
+    if field in SECRET:
         value = "the value given"
     return f"{field}: {value}: {rule[0].lower()}{rule[1:]}"

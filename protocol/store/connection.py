@@ -1,6 +1,7 @@
 """A connection to Redis.
 
-Every call has a deadline and raises StoreError when Redis does not answer; no call retries.
+Every call has a deadline and raises StoreError when Redis does not answer; no call retries. All
+keys begin with the address's prefix.
 """
 
 import asyncio
@@ -13,17 +14,21 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from protocol.errors import SettingsError, StoreError
+from protocol.store.address import RedisAddress
 
 
 class RedisConnection:
     """One of a kind per process; `close` it in the same event loop. Raises SettingsError for a URL
     that is none of a Redis."""
 
-    def __init__(self, url: str, *, deadline_s: float = 2.0) -> None:
+    def __init__(self, address: RedisAddress, *, deadline_s: float = 2.0) -> None:
+        self.address = address
         self._deadline_s = deadline_s
         try:
             self._redis = Redis.from_url(
-                url,
+                address.url,
+                username=address.username or None,
+                password=address.password or None,
                 socket_timeout=None,  # `_deadline` bounds every call, a blocking read included
                 socket_connect_timeout=deadline_s,
                 retry=Retry(NoBackoff(), 0),
@@ -41,6 +46,9 @@ class RedisConnection:
     async def ping(self) -> None:
         async with self._deadline():
             await self._redis.ping()
+
+    def _key(self, name: str) -> str:
+        return self.address.prefix + name
 
     @asynccontextmanager
     async def _deadline(self, extra_s: float = 0.0) -> AsyncIterator[None]:

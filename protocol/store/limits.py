@@ -100,7 +100,8 @@ class LimitStore(RedisConnection):
         """One call whatever the number of limits. What is granted is held for `ttl_s` from now on.
         `begun_s`: of the second that has begun, how much has passed. `now`: seconds; None: by
         Redis's clock."""
-        keys = ["limits:routers", *(f"limits:of:{one.name}" for one in requests)]
+        names = ["limits:routers", *(f"limits:of:{one.name}" for one in requests)]
+        keys = [self._key(name) for name in names]
         words: list[str | bytes | float] = ["" if now is None else now, router, ttl_s, begun_s]
         for one in requests:
             words += [one.limit, one.want, _pack(one.uses)]

@@ -13,6 +13,7 @@ from typing import cast
 
 import msgspec
 
+from protocol.store.address import RedisAddress
 from protocol.store.connection import RedisConnection
 
 OVERHEAD_BYTES = 512
@@ -68,10 +69,15 @@ class ResponseStore(RedisConnection):
     """Of one router; all routers of a Redis share what it holds."""
 
     def __init__(
-        self, url: str, *, ttl_s: float, max_bytes: Callable[[], int], deadline_s: float = 2.0
+        self,
+        address: RedisAddress,
+        *,
+        ttl_s: float,
+        max_bytes: Callable[[], int],
+        deadline_s: float = 2.0,
     ) -> None:
         """`max_bytes`: of each owner, as it is when something is kept."""
-        super().__init__(url, deadline_s=deadline_s)
+        super().__init__(address, deadline_s=deadline_s)
         self._ttl_ms = max(1, round(ttl_s * 1000))
         self._max_bytes = max_bytes
 
@@ -81,7 +87,7 @@ class ResponseStore(RedisConnection):
         size, most = len(value) + OVERHEAD_BYTES, self._max_bytes()
         if size > most // LARGEST_SHARE:
             return False
-        keys, limits = _keys(owner, name), (size, self._ttl_ms, most)
+        keys, limits = self._keys(owner, name), (size, self._ttl_ms, most)
         async with self._deadline():
             await self._redis.eval(_KEEP, len(keys), *keys, value, *limits)
         return True
@@ -89,27 +95,26 @@ class ResponseStore(RedisConnection):
     async def find(self, owner: str, names: Sequence[str]) -> tuple[KeptResponse | None, ...]:
         """One for each name; None: it was never kept, or is no more."""
         async with self._deadline():
-            values = await self._redis.mget([_keys(owner, name)[-1] for name in names])
+            values = await self._redis.mget([self._keys(owner, name)[-1] for name in names])
         return tuple(_decoded(cast(bytes | None, value)) for value in values)
 
     async def num_bytes(self, owner: str, names: Sequence[str]) -> int:
         """That `find` would read."""
         async with self._deadline(), self._redis.pipeline(transaction=False) as pipe:
             for name in names:
-                pipe.strlen(_keys(owner, name)[-1])
+                pipe.strlen(self._keys(owner, name)[-1])
             return sum(await pipe.execute())
 
     async def delete(self, owner: str, name: str) -> bool:
         """False: there was none."""
-        keys = _keys(owner, name)
+        keys = self._keys(owner, name)
         async with self._deadline():
             return bool(await self._redis.eval(_DELETE, len(keys), *keys))
 
-
-def _keys(owner: str, name: str) -> tuple[str, str, str, str]:
-    of_owner = f"responses:{owner}"
-    # Whatever name a client asks for, it is none of the books.
-    return f"{of_owner}:ends", f"{of_owner}:sizes", f"{of_owner}:bytes", f"{of_owner}:id:{name}"
+    def _keys(self, owner: str, name: str) -> tuple[str, str, str, str]:
+        of_owner = self._key(f"responses:{owner}")
+        # Whatever name a client asks for, it is none of the books.
+        return f"{of_owner}:ends", f"{of_owner}:sizes", f"{of_owner}:bytes", f"{of_owner}:id:{name}"
 
 
 def _decoded(value: bytes | None) -> KeptResponse | None:

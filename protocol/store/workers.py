@@ -1,6 +1,6 @@
 """Who the workers are, and which blocks each one has.
 
-Keys, all of which die with their worker's epoch:
+Keys, all of which begin with the address's prefix and die with their worker's epoch:
 - `worker:{id}`: a packed `WorkerRecord`, with a time to live.
 - `kv:events`: the stream of packed `BlockEvent`s of all workers, trimmed.
 - `kv:blocks:{id}:{epoch}`: the set of block hashes, and `kv:sequence:{id}:{epoch}`, the number
@@ -22,7 +22,6 @@ from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
 from protocol.store.connection import RedisConnection
 
-STREAM = "kv:events"
 STREAM_START = "0-0"
 MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
@@ -67,44 +66,49 @@ _records = msgspec.msgpack.Decoder(WorkerRecord)
 _events = msgspec.msgpack.Decoder(BlockEvent)
 
 
-def blocks_key(worker: WorkerId, epoch: Epoch) -> str:
-    return f"kv:blocks:{worker}:{epoch}"
-
-
-def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
-    return f"kv:sequence:{worker}:{epoch}"
-
-
 class Store(RedisConnection):
     """What Redis knows of the cluster, with words of ours."""
+
+    def blocks_key(self, worker: WorkerId, epoch: Epoch) -> str:
+        return self._key(f"kv:blocks:{worker}:{epoch}")
+
+    def sequence_key(self, worker: WorkerId, epoch: Epoch) -> str:
+        return self._key(f"kv:sequence:{worker}:{epoch}")
+
+    @property
+    def stream_key(self) -> str:
+        return self._key("kv:events")
 
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
         """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long."""
         worker, epoch = record.registration.worker, record.registration.epoch
         ttl_ms = round(ttl_s * 1000)
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(f"worker:{worker}", _encoder.encode(record), px=ttl_ms)
-            pipe.pexpire(blocks_key(worker, epoch), ttl_ms)
-            pipe.pexpire(sequence_key(worker, epoch), ttl_ms)
+            pipe.set(self._key(f"worker:{worker}"), _encoder.encode(record), px=ttl_ms)
+            pipe.pexpire(self.blocks_key(worker, epoch), ttl_ms)
+            pipe.pexpire(self.sequence_key(worker, epoch), ttl_ms)
             await pipe.execute()
 
     async def deregister(self, worker: WorkerId, epoch: Epoch) -> None:
         """Removes what this epoch wrote; a successor's registration stays."""
+        key = self._key(f"worker:{worker}")
 
         async def body(pipe: Pipeline) -> None:
-            current = _decoded(_records, cast(bytes | None, await pipe.get(f"worker:{worker}")))
+            current = _decoded(_records, cast(bytes | None, await pipe.get(key)))
             pipe.multi()  # type: ignore[no-untyped-call]
             if current is not None and current.registration.epoch == epoch:
-                pipe.delete(f"worker:{worker}")
-            pipe.delete(blocks_key(worker, epoch), sequence_key(worker, epoch))
+                pipe.delete(key)
+            pipe.delete(self.blocks_key(worker, epoch), self.sequence_key(worker, epoch))
 
         async with self._deadline():
-            await self._redis.transaction(body, f"worker:{worker}")
+            await self._redis.transaction(body, key)
 
     async def list_workers(self) -> tuple[WorkerRecord, ...]:
         """Registered workers, by name. A record that cannot be read is left out."""
         async with self._deadline():
-            keys = [key async for key in self._redis.scan_iter(match="worker:*", count=1000)]
+            keys = [
+                key async for key in self._redis.scan_iter(match=self._key("worker:*"), count=1000)
+            ]
             values = await self._redis.mget(sorted(set(keys))) if keys else []
         records = (_decoded(_records, cast(bytes | None, value)) for value in values)
         return tuple(record for record in records if record is not None)
@@ -113,13 +117,13 @@ class Store(RedisConnection):
         """Appends one worker's events, in order, and applies them to its snapshot: all or
         nothing, so that the snapshot is exact at its sequence number. False when Redis has no
         snapshot to apply them to: rewrite it."""
-        blocks = blocks_key(events[0].worker, events[0].epoch)
-        sequence = sequence_key(events[0].worker, events[0].epoch)
+        blocks = self.blocks_key(events[0].worker, events[0].epoch)
+        sequence = self.sequence_key(events[0].worker, events[0].epoch)
         ttl_ms = round(ttl_s * 1000)
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
             for event in events:
                 _apply(pipe, blocks, event)
-                _append(pipe, event)
+                _append(pipe, self.stream_key, event)
             pipe.pexpire(blocks, ttl_ms)
             pipe.set(sequence, events[-1].sequence, px=ttl_ms, xx=True)
             return bool((await pipe.execute())[-1])
@@ -135,7 +139,7 @@ class Store(RedisConnection):
     ) -> None:
         """Replaces a worker's snapshot, and appends an empty event numbered `sequence` that
         makes every reader see the gap before it."""
-        blocks, ttl_ms = blocks_key(worker, epoch), round(ttl_s * 1000)
+        blocks, ttl_ms = self.blocks_key(worker, epoch), round(ttl_s * 1000)
         marker = BlockEvent(
             worker=worker, epoch=epoch, sequence=sequence, kind="stored", packed_hashes=b""
         )
@@ -144,23 +148,23 @@ class Store(RedisConnection):
             for start in range(0, len(hashes), _CHUNK_HASHES):
                 pipe.sadd(blocks, *hashes[start : start + _CHUNK_HASHES])
             pipe.pexpire(blocks, ttl_ms)
-            pipe.set(sequence_key(worker, epoch), sequence, px=ttl_ms)
-            _append(pipe, marker)
+            pipe.set(self.sequence_key(worker, epoch), sequence, px=ttl_ms)
+            _append(pipe, self.stream_key, marker)
             await pipe.execute()
 
     async def sequence(self, worker: WorkerId, epoch: Epoch) -> int | None:
         """Number of the last event in the snapshot; None when Redis has no snapshot, for
         instance because it came back empty."""
         async with self._deadline():
-            return _int(cast(bytes | None, await self._redis.get(sequence_key(worker, epoch))))
+            return _int(cast(bytes | None, await self._redis.get(self.sequence_key(worker, epoch))))
 
     async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None:
         """A worker's whole set, or None when there is none (yet, or any more). However large it is,
         the event loop turns meanwhile."""
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(sequence_key(worker, epoch))
+            pipe.get(self.sequence_key(worker, epoch))
             # in bytes: of "SMEMBERS" the client would make a set, all at once
-            pipe.execute_command(b"SMEMBERS", blocks_key(worker, epoch))
+            pipe.execute_command(b"SMEMBERS", self.blocks_key(worker, epoch))
             value, members = await pipe.execute()
         sequence = _int(value)
         if sequence is None:
@@ -170,7 +174,7 @@ class Store(RedisConnection):
     async def last_event_id(self) -> str:
         """Where the stream ends now: read from here on after reading the snapshots."""
         async with self._deadline():
-            entries = cast(_Entries, await self._redis.xrevrange(STREAM, count=1))
+            entries = cast(_Entries, await self._redis.xrevrange(self.stream_key, count=1))
         return entries[0][0].decode() if entries else STREAM_START
 
     async def read_events(
@@ -179,7 +183,7 @@ class Store(RedisConnection):
         """Events after that id and the id to go on from; waits up to `block_s` for one."""
         block_ms = max(1, round(block_s * 1000))
         async with self._deadline(block_s):
-            reply = await self._redis.xread({STREAM: after}, count=count, block=block_ms)
+            reply = await self._redis.xread({self.stream_key: after}, count=count, block=block_ms)
         streams = cast(list[tuple[bytes, _Entries]], reply)
         entries = streams[0][1] if streams else []
         last = entries[-1][0].decode() if entries else after
@@ -209,9 +213,9 @@ def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:
             pipe.delete(blocks)
 
 
-def _append(pipe: Pipeline, event: BlockEvent) -> None:
+def _append(pipe: Pipeline, stream: str, event: BlockEvent) -> None:
     fields = {b"e": _encoder.encode(event)}
-    pipe.xadd(STREAM, fields, maxlen=MAX_STREAM_EVENTS, approximate=True)  # type: ignore[arg-type]
+    pipe.xadd(stream, fields, maxlen=MAX_STREAM_EVENTS, approximate=True)  # type: ignore[arg-type]
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], value: bytes | None) -> T | None:

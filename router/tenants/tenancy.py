@@ -7,6 +7,7 @@ from pathlib import Path
 
 from protocol.errors import StoreError
 from protocol.process.metrics import RouterMetrics
+from protocol.store.address import RedisAddress
 from protocol.store.limits import LimitStore
 from router.tenants.key_ring import KeyRing
 from router.tenants.key_watch import KeyWatch
@@ -19,7 +20,7 @@ REDIS_DEADLINE_S = 0.5
 class Tenancy:
     """`run` it, and `close` it in the same event loop. SettingsError for a file that is wrong."""
 
-    def __init__(self, keys_file: Path, *, redis: str, metrics: RouterMetrics) -> None:
+    def __init__(self, keys_file: Path, *, redis: RedisAddress, metrics: RouterMetrics) -> None:
         self.keys = KeyRing()
         self._watch = KeyWatch(keys_file, self.keys, metrics)
         self._store = LimitStore(redis, deadline_s=REDIS_DEADLINE_S)

@@ -37,7 +37,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 async def sdk(bench: Bench, redis: RedisServer) -> AsyncIterator[AsyncOpenAI]:
-    store = ResponseStore(redis.url, ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0)
+    store = ResponseStore(redis.address, ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0)
     kept = KeptResponses(store=store, by_default=False)
     async with (
         bench.serving(api_keys=("key",), kept_responses=kept) as url,

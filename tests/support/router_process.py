@@ -111,7 +111,7 @@ async def deployment(
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Deployment]:
     """`descriptors`: the router's `ulimit -n`; `log` and `env` as of `started`."""
-    port, store = free_port(), Store(redis.url)
+    port, store = free_port(), Store(redis.address)
     words = command(model, redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]

@@ -62,7 +62,7 @@ class WorkerCluster:
 
 def drive(cluster: WorkerCluster, test: Callable[[MiniRouter], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(280), mini_router(cluster.redis.url) as router:
+        async with asyncio.timeout(280), mini_router(cluster.redis.address) as router:
             await test(router)
 
     asyncio.run(bounded())

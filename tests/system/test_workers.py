@@ -213,7 +213,7 @@ def test_an_abort_at_any_point_gives_every_block_back(pair: WorkerCluster) -> No
 def test_a_router_that_disappears_takes_its_requests_with_it(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
-        async with mini_router(pair.redis.url) as other:
+        async with mini_router(pair.redis.address) as other:
             await other.ready("prefill-0", "decode-0")
             heard = await other.decode("decode-0", "o1", prompt(30), LONG)
             done = await other.prefill("prefill-0", "o2", prompt(30), LONG)

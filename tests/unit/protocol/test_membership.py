@@ -29,7 +29,7 @@ def hashes(*numbers: int) -> list[BlockHash]:
 
 def run(test: Callable[[RedisServer, Store], Awaitable[None]]) -> None:
     async def bounded(server: RedisServer) -> None:
-        store = Store(server.url, deadline_s=5.0)
+        store = Store(server.address, deadline_s=5.0)
         try:
             async with asyncio.timeout(60):
                 await test(server, store)

@@ -5,6 +5,9 @@ import pytest
 from controlplane.local.settings import UpSettings
 from controlplane.local.specs import threads_per_worker, worker_specs
 from protocol.process.machine import cores_within, parse_quota
+from protocol.store.address import RedisAddress
+
+REDIS = RedisAddress(url="unix:///r")
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,6 @@ def test_workers_share_the_cores_evenly_and_get_at_least_one_thread() -> None:
 
 def test_pinned_workers_take_cores_by_turns() -> None:
     settings = UpSettings.model_validate({"model": Path("model"), "decode": 2, "pin": True})
-    specs = worker_specs(settings, redis="unix:///r", cores=(4, 6), metrics_ports=(1, 2, 3), env={})
+    specs = worker_specs(settings, redis=REDIS, cores=(4, 6), metrics_ports=(1, 2, 3), env={})
     cores = [spec.command[spec.command.index("--cores") + 1] for spec in specs]
     assert cores == ["4", "6", "4"]

@@ -17,10 +17,10 @@ def test_a_bundled_server_answers_on_a_socket_of_our_own_and_leaves_nothing() ->
             tasks.create_task(child.run(), name="redis")
             try:
                 await redis.wait_ready(within_s=20)
-                store = Store(redis.url)
+                store = Store(redis.address)
                 await store.ping()
                 await store.close()
-                directory = Path(redis.url.removeprefix("unix://")).parent
+                directory = Path(redis.address.url.removeprefix("unix://")).parent
                 assert directory.stat().st_mode & 0o777 == 0o700
             finally:
                 child.stop()
@@ -45,7 +45,7 @@ def test_what_a_killed_supervisor_left_is_swept(
 def test_the_directory_of_one_that_lives_is_kept() -> None:
     first, second = EmbeddedRedis(), EmbeddedRedis()
     try:
-        assert Path(first.url.removeprefix("unix://")).parent.is_dir()
+        assert Path(first.address.url.removeprefix("unix://")).parent.is_dir()
     finally:
         first.close()
         second.close()

@@ -5,6 +5,9 @@ import pytest
 from controlplane.local.child import ChildSpec
 from controlplane.local.settings import UpSettings
 from controlplane.local.specs import gpu_share, router_spec, worker_specs
+from protocol.store.address import RedisAddress
+
+REDIS = RedisAddress(url="unix:///r")
 
 
 def _settings(**given: object) -> UpSettings:
@@ -12,9 +15,7 @@ def _settings(**given: object) -> UpSettings:
 
 
 def _specs(settings: UpSettings, *, cores: tuple[int, ...] = (0, 1, 2, 3)) -> list[ChildSpec]:
-    return worker_specs(
-        settings, redis="unix:///r", cores=cores, metrics_ports=range(9400, 9410), env={}
-    )
+    return worker_specs(settings, redis=REDIS, cores=cores, metrics_ports=range(9400, 9410), env={})
 
 
 def _flag(spec: ChildSpec, name: str) -> str:
@@ -47,7 +48,7 @@ def test_pinned_workers_have_a_core_and_a_thread_each() -> None:
 
 def test_only_the_router_listens_where_clients_come_from() -> None:
     settings = _settings(host="0.0.0.0")
-    router = router_spec(settings, redis="unix:///r", port=8080, env={})
+    router = router_spec(settings, redis=REDIS, port=8080, env={})
     assert (_flag(router, "--host"), _flag(router, "--port")) == ("0.0.0.0", "8080")
     assert {_flag(spec, "--host") for spec in _specs(settings)} == {"127.0.0.1"}
 
@@ -59,7 +60,7 @@ def test_what_was_not_asked_for_is_left_to_the_children(name: str) -> None:
 
 def test_no_child_reads_the_file_of_the_supervisor() -> None:
     settings = _settings()
-    specs = [*_specs(settings), router_spec(settings, redis="unix:///r", port=8080, env={})]
+    specs = [*_specs(settings), router_spec(settings, redis=REDIS, port=8080, env={})]
     assert all("BATON_CONFIG" in spec.not_inherited for spec in specs)
 
 

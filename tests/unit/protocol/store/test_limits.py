@@ -10,6 +10,7 @@ from support.limit_twin import LimitTwin
 from support.redis_server import RedisServer, redis_server
 
 from protocol.errors import StoreError
+from protocol.store.address import RedisAddress
 from protocol.store.limits import LimitStore
 from protocol.store.shares import NUM_SECONDS, Renewal, ShareRequest
 
@@ -47,7 +48,7 @@ _calls = st.lists(
 @given(calls=_calls)
 def test_the_script_grants_what_its_twin_does(server: RedisServer, calls: list[_Call]) -> None:
     async def test() -> None:
-        store, twin, now = LimitStore(server.url, deadline_s=5.0), LimitTwin(), 1_000.0
+        store, twin, now = LimitStore(server.address, deadline_s=5.0), LimitTwin(), 1_000.0
         with server.client() as redis:
             redis.flushall()
         try:
@@ -116,7 +117,7 @@ def test_a_router_that_is_gone_gives_back_what_it_held() -> None:
 
 def test_a_lost_redis_is_an_error_of_the_store() -> None:
     async def test() -> None:
-        store = LimitStore("redis://127.0.0.1:1/0", deadline_s=1.0)
+        store = LimitStore(RedisAddress(url="redis://127.0.0.1:1/0"), deadline_s=1.0)
         with pytest.raises(StoreError):
             await store.renew("a", [asked(1)], ttl_s=TTL_S, begun_s=0.0)
         await store.close()
@@ -126,7 +127,7 @@ def test_a_lost_redis_is_an_error_of_the_store() -> None:
 
 def test_redis_s_own_clock_counts_where_none_is_given(server: RedisServer) -> None:
     async def test() -> None:
-        store = LimitStore(server.url, deadline_s=5.0)
+        store = LimitStore(server.address, deadline_s=5.0)
         try:
             with server.client() as redis:
                 redis.flushall()

@@ -8,6 +8,7 @@ from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 
 from protocol.errors import StoreError
+from protocol.store.address import RedisAddress
 from protocol.store.responses import LARGEST_SHARE, OVERHEAD_BYTES, KeptResponse, ResponseStore
 
 MINE, YOURS = "owner-a", "owner-b"
@@ -30,7 +31,7 @@ def run(
 ) -> None:
     async def bounded() -> None:
         store = ResponseStore(
-            server.url, ttl_s=ttl_s, max_bytes=lambda: room_for * SIZE, deadline_s=5.0
+            server.address, ttl_s=ttl_s, max_bytes=lambda: room_for * SIZE, deadline_s=5.0
         )
         try:
             async with asyncio.timeout(30):
@@ -168,7 +169,10 @@ def test_what_cannot_be_read_is_not_there(server: RedisServer) -> None:
 def test_no_redis_is_an_error_of_the_store() -> None:
     async def test() -> None:
         store = ResponseStore(
-            "redis://127.0.0.1:1/0", ttl_s=1, max_bytes=lambda: 8 * SIZE, deadline_s=1.0
+            RedisAddress(url="redis://127.0.0.1:1/0"),
+            ttl_s=1,
+            max_bytes=lambda: 8 * SIZE,
+            deadline_s=1.0,
         )
         with pytest.raises(StoreError):
             await store.find(MINE, ["a"])

@@ -11,14 +11,13 @@ from support.words import beat, registration
 from protocol.blocks import unpack_hashes
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
+from protocol.store.address import RedisAddress
 from protocol.store.workers import (
-    STREAM,
     STREAM_START,
     BlockEvent,
     Snapshot,
     Store,
     WorkerRecord,
-    blocks_key,
 )
 
 WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
@@ -68,13 +67,13 @@ def server() -> Iterator[RedisServer]:
 
 def run(server: RedisServer, test: Callable[[Store], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        store = Store(server.url, deadline_s=5.0)
+        store = Store(server.address, deadline_s=5.0)
         try:
             async with asyncio.timeout(30):
                 with server.client() as redis:
                     redis.flushall()
                     await store.rewrite([], worker=WORKER, epoch=EPOCH, sequence=0, ttl_s=60)
-                    redis.delete(STREAM)
+                    redis.delete(store.stream_key)
                 await test(store)
         finally:
             await store.close()
@@ -160,7 +159,7 @@ def test_a_member_of_a_snapshot_that_is_no_hash_is_left_out(server: RedisServer)
     async def test(store: Store) -> None:
         await store.rewrite([block_hash(1)], worker=WORKER, epoch=EPOCH, sequence=2, ttl_s=60)
         with server.client() as redis:
-            redis.sadd(blocks_key(WORKER, EPOCH), b"short", b"longer than a hash is")
+            redis.sadd(store.blocks_key(WORKER, EPOCH), b"short", b"longer than a hash is")
         assert await store.snapshot(WORKER, EPOCH) == snapshot(2, 1)
 
     run(server, test)
@@ -185,8 +184,8 @@ def test_events_are_read_in_order_from_where_the_reader_stopped(server: RedisSer
 def test_an_event_that_cannot_be_read_is_passed_over(server: RedisServer) -> None:
     async def test(store: Store) -> None:
         with server.client() as redis:
-            redis.xadd(STREAM, {"e": b"\xc1"})
-            redis.xadd(STREAM, {"other": b"1"})
+            redis.xadd(store.stream_key, {"e": b"\xc1"})
+            redis.xadd(store.stream_key, {"other": b"1"})
         await store.publish([stored(1, 1)], ttl_s=60)
         _, events = await store.read_events(STREAM_START)
         assert events == (stored(1, 1),)
@@ -230,8 +229,8 @@ def test_every_key_of_a_worker_has_a_time_to_live(server: RedisServer) -> None:
         await store.rewrite([block_hash(1)], worker=WORKER, epoch=EPOCH, sequence=3, ttl_s=60)
         with server.client() as redis:
             left_ms = {key: redis.pttl(key) for key in redis.scan_iter()}
-        assert blocks_key(WORKER, EPOCH).encode() in left_ms
-        assert all(left > 0 for key, left in left_ms.items() if key != STREAM.encode())
+        assert store.blocks_key(WORKER, EPOCH).encode() in left_ms
+        assert all(left > 0 for key, left in left_ms.items() if key != store.stream_key.encode())
 
     run(server, test)
 
@@ -257,7 +256,7 @@ def test_a_redis_that_accepts_and_says_nothing_is_a_store_error() -> None:
     async def test() -> None:
         silent = await asyncio.start_server(_say_nothing, "127.0.0.1", 0)
         port = silent.sockets[0].getsockname()[1]
-        store = Store(f"redis://127.0.0.1:{port}/0", deadline_s=0.1)
+        store = Store(RedisAddress(url=f"redis://127.0.0.1:{port}/0"), deadline_s=0.1)
         async with silent:
             with pytest.raises(StoreError, match="did not answer"):
                 await store.ping()
@@ -275,4 +274,4 @@ async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 @pytest.mark.parametrize("url", ["localhost:6379", "redis://h:nope/0", "redis://h/0?such=option"])
 def test_an_address_that_is_none_of_a_redis_is_a_wrong_setting(url: str) -> None:
     with pytest.raises(SettingsError, match=r"^redis: "):
-        Store(url)
+        Store(RedisAddress(url=url))

@@ -11,9 +11,12 @@ from support.fake_cluster import FakeCluster, fake_cluster
 from support.fake_worker import FakeWorker
 
 from protocol.ids import RouterId
+from protocol.store.address import RedisAddress
 from protocol.store.workers import Store
 from router.http.cluster import LocalCluster
 from router.workers.index_feed import IndexFeed
+
+NOBODY = RedisAddress(url="redis://127.0.0.1:1")
 
 pytestmark = pytest.mark.anyio
 
@@ -24,7 +27,7 @@ def local(cluster: FakeCluster) -> LocalCluster:
         registry=cluster.registry,
         index=cluster.index,
         feed=IndexFeed(
-            store=Store("redis://127.0.0.1:1"),  # asked by nobody: the feed does not run
+            store=Store(NOBODY),  # asked by nobody: the feed does not run
             index=cluster.index,
             registry=cluster.registry,
             metrics=cluster.metrics,

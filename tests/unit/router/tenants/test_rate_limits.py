@@ -128,7 +128,7 @@ def server() -> Iterator[RedisServer]:
 
 def run(server: RedisServer, test: Callable[[Fleet], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        store = LimitStore(server.url, deadline_s=5.0)
+        store = LimitStore(server.address, deadline_s=5.0)
         with server.client() as redis:
             redis.flushall()
         try:
@@ -242,7 +242,7 @@ def test_what_is_refused_at_one_router_keeps_no_other_from_what_is_free(
     server: RedisServer,
 ) -> None:
     async def test() -> None:
-        store, of = LimitStore(server.url, deadline_s=5.0), key(None, 1_000)
+        store, of = LimitStore(server.address, deadline_s=5.0), key(None, 1_000)
         a, b = (RateLimits(router=name, store=store, metrics=RouterMetrics()) for name in "ab")
         async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
             loops = [tasks.create_task(one.run(), name="renewing") for one in (a, b)]

@@ -13,6 +13,7 @@ from support.redis_server import RedisServer, redis_server
 from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
 from protocol.membership import Membership
+from protocol.store.address import RedisAddress
 from protocol.store.workers import BlockEvent, Store
 from router.prefix.dict_table import DictTable
 from router.prefix.prefix_index import PrefixIndex
@@ -76,7 +77,7 @@ class Fed:
 async def fed(redis: RedisServer, *, max_blocks: int = 100_000) -> AsyncIterator[Fed]:
     async with fake_cluster(decode=1) as cluster:
         cluster.index = PrefixIndex(max_blocks=max_blocks)
-        store = Store(redis.url)
+        store = Store(redis.address)
         made = Fed(cluster, store)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -212,7 +213,7 @@ def test_of_workers_that_say_so_it_is_believed_that_they_are_prefix_closed() -> 
             table = ClosedSlots()
             index = PrefixIndex(table=table)
             feed = IndexFeed(
-                store=Store("redis://127.0.0.1:1"),
+                store=Store(RedisAddress(url="redis://127.0.0.1:1")),
                 index=index,
                 registry=cluster.registry,
                 metrics=cluster.metrics,

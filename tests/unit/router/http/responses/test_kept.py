@@ -10,6 +10,7 @@ from support.api import Bench, error_of, make_bench
 from support.redis_server import RedisServer, redis_server
 from support.responses import TEMPLATE, WEATHER, events_of, prompt_of, respond
 
+from protocol.store.address import RedisAddress
 from protocol.store.responses import ResponseStore
 from router.runtime import KeptResponses
 from router.tenants.api_key import ApiKey, key_digest
@@ -32,7 +33,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 async def store(redis: RedisServer) -> AsyncIterator[ResponseStore]:
-    store = ResponseStore(redis.url, ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0)
+    store = ResponseStore(redis.address, ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0)
     try:
         yield store
     finally:
@@ -227,7 +228,7 @@ async def test_keys_of_one_tenant_share_its_responses_and_no_other_sees_them(
 
 
 async def test_an_answer_too_large_to_be_kept_says_so(bench: Bench, redis: RedisServer) -> None:
-    store = ResponseStore(redis.url, ttl_s=60, max_bytes=lambda: 4096, deadline_s=2.0)
+    store = ResponseStore(redis.address, ttl_s=60, max_bytes=lambda: 4096, deadline_s=2.0)
     kept = KeptResponses(store=store, by_default=False)
     async with bench.client(kept_responses=kept) as client:
         said = (await respond(client, store=True)).json()
@@ -253,7 +254,10 @@ async def test_what_is_read_again_takes_the_room_of_a_body(
 
 async def test_no_redis_harms_only_what_needs_it(bench: Bench) -> None:
     store = ResponseStore(
-        "redis://127.0.0.1:1/0", ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0
+        RedisAddress(url="redis://127.0.0.1:1/0"),
+        ttl_s=60,
+        max_bytes=lambda: 1 << 20,
+        deadline_s=2.0,
     )
     kept = KeptResponses(store=store, by_default=False)
     async with bench.client(kept_responses=kept) as client:
