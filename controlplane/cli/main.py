@@ -23,7 +23,7 @@ EXIT_PIPE_CLOSED = 141
 """Both as a shell says it of a process that died of the signal."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Of a disk, or of a terminal that is gone."""
-COMMANDS = frozenset({"up", "fetch", "chat", "status", "doctor"})
+COMMANDS = frozenset({"up", "workers", "fetch", "chat", "status", "doctor"})
 
 HELP = """\
 usage: baton COMMAND [flags]
@@ -32,6 +32,7 @@ Serves large language models with prefill and decode in separate processes.
 
 commands:
   up       serve a model on this machine; needs nothing else running
+  workers  the workers of a node alone, for routers that are elsewhere
   fetch    a model's files into a cache that workers read
   chat     talk to a model that is being served
   status   show the workers, their pools and their load
@@ -121,6 +122,10 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
         from controlplane.local.up import up
 
         return up
+    if name == "workers":
+        from controlplane.local.workers import workers
+
+        return workers
     if name == "fetch":
         from controlplane.fetch.fetch import fetch
 
