@@ -2,6 +2,8 @@ import pytest
 
 from protocol.store.address import RedisAddress, read_address
 
+ME = ("me", "it")
+
 
 @pytest.mark.parametrize(
     ("url", "without", "username", "password"),
