@@ -27,6 +27,7 @@ def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wir
 
     async def serve(shutdown: Shutdown) -> int:
         async with open_endpoints(given) as endpoints:
+            endpoints.phases.enter("modules")
             serving, role_parts = await load(load_modules, shutdown)
             exit_code: int = await serving.serve(
                 role,

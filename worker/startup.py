@@ -10,6 +10,7 @@ from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
 from protocol.store.workers import Store
+from worker.start_phases import StartPhases
 
 OPEN = "links are neither authenticated nor encrypted: let nobody else reach this network"
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ class Endpoints:
     port: RouterPort
     store: Store
     metrics: WorkerMetrics
+    phases: StartPhases
 
 
 @asynccontextmanager
@@ -33,7 +35,7 @@ async def open_endpoints(settings: WorkerSettings) -> AsyncIterator[Endpoints]:
     store = Store(settings.redis_address)
     try:
         await store.ping()
-        yield Endpoints(port=port, store=store, metrics=metrics)
+        yield Endpoints(port=port, store=store, metrics=metrics, phases=StartPhases(metrics))
     finally:
         port.close()
         await store.close()

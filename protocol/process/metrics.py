@@ -176,6 +176,9 @@ class WorkerMetrics(MetricTable):
     waiting = MetricRow(Gauge, "baton_worker_waiting", "Requests waiting.")
     forks = MetricRow(
         Gauge, "baton_worker_forks", "Choices that went on from the KV of another, so far.")
+    start_s = MetricRow(
+        Gauge, "baton_worker_start_seconds",
+        "Seconds of this start, by phase: modules, fetch, load, kernels, warm.", "phase")
     store_up = MetricRow(Gauge, "baton_worker_store_up", "1 while Redis answers.")
     events_lost = MetricRow(
         Counter, "baton_worker_events_lost",
