@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from support.eventually import START_S, eventually
 from support.processes import Process, process
 from support.redis_server import RedisServer, redis_server
@@ -44,6 +45,7 @@ def started(redis: RedisServer, cache: Path, compiler: Path) -> Iterator[Process
         yield worker
 
 
+@pytest.mark.long
 def test_a_start_with_what_was_built_before_costs_at_most_half(tmp_path: Path) -> None:
     compiler, told = counting_compiler(tmp_path)
     costs, compiled = [], []
