@@ -32,6 +32,7 @@ from protocol.process.run import Shutdown, load
 from protocol.process.settings import WorkerSettings
 from protocol.text.text_config import read_json_file
 from protocol.text.tokenizer import Tokenizer
+from worker.canaries import PeerCanaries
 from worker.lifecycle import Lifecycle
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
@@ -78,6 +79,7 @@ async def serve(
             metrics=endpoints.metrics,
             shutdown=shutdown,
             drain_s=settings.drain_s,
+            canaries=PeerCanaries(endpoints.store, transfers.canaries, metrics=endpoints.metrics),
         )
         registration = _registration(
             role, parts, port=endpoints.port.port, kv_address=transfers.kv_address

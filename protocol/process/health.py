@@ -70,12 +70,17 @@ class Health:
         self._activity = activity
         self._loading: tuple[str, float, Activity] | None = None
         """At what, since when it has not gone on, and what had been done by then."""
+        self._no_kv: str | None = None
         self._last: tuple[WorkerState, float, float] | None = None
 
     def note(self, state: WorkerState, *, turn_s: float = 0.0) -> None:
         """With every beat, and at once when the state changes; `turn_s` as
         `engine.loop.Engine.turn_s`."""
         self._last = (state, self._clock(), turn_s)
+
+    def note_no_kv(self, why: str | None) -> None:
+        """Why no KV has come from anybody since the start; None: it has, or there is nobody."""
+        self._no_kv = why
 
     def note_progress(self, doing: str) -> None:
         """Loading goes on. Before the first of these nothing is expected to."""
@@ -108,7 +113,7 @@ class Health:
         """Why it takes no requests; None when it does."""
         if self._last is None:
             return "loading"
-        return "draining" if self._last[0] == "draining" else self.not_alive()
+        return "draining" if self._last[0] == "draining" else self.not_alive() or self._no_kv
 
 
 def with_health(app: App, health: Health) -> App:
