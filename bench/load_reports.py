@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import multiprocessing
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -24,6 +24,7 @@ from protocol.channel.resolver import Resolver
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.layout import KvLayout
+from protocol.membership import Roster
 from protocol.messages import (
     Beat,
     Blocks,
@@ -94,13 +95,13 @@ async def _measured(
     def connect(one: Registration) -> WorkerLink:
         return WorkerLink(address=one.address, router=router, resolver=resolver)
 
-    async def memberships() -> AsyncIterator[Sequence[Registration]]:
-        yield registrations
+    async def rosters() -> AsyncIterator[Roster]:
+        yield Roster(workers=tuple(registrations))
         await asyncio.Event().wait()
 
     registry, shares = Registry(connect=connect), []
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(registry.run(memberships()), name="registry")
+        running = tasks.create_task(registry.run(rosters()), name="registry")
         async with asyncio.timeout(60):
             while len(registry.ready_workers()) < len(registrations):
                 await registry.wait_change(timeout_s=60)
@@ -163,6 +164,8 @@ def _registration(worker: str, port: int) -> Registration:
         num_blocks=4096,
         max_context_tokens=32_768,
         transports=("shm",),
+        text="bench",
+        wire=WIRE_VERSION,
     )
 
 

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -22,9 +22,10 @@ import worker.reported.reports
 from bench.record import percentiles, record
 from protocol.channel.link import WorkerLink
 from protocol.channel.port import RouterPort
+from protocol.codec import WIRE_VERSION
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout
-from protocol.membership import Membership
+from protocol.membership import Membership, Roster
 from protocol.messages import (
     Beat,
     Blocks,
@@ -43,6 +44,8 @@ from protocol.messages import (
 )
 from protocol.process.metrics import RouterMetrics, WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.store.workers import RouterRecord
+from protocol.text.packed_text import PackedText
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher
 from router.requests.events import GenerationRequest, Read, Route
@@ -126,6 +129,9 @@ class _NoMembership:
     async def run(self, registration: object, beat: object) -> None: ...
     async def leave(self) -> None: ...
 
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        return ()
+
 
 class Router:
     """One of several, but for HTTP and Redis."""
@@ -138,7 +144,6 @@ class Router:
             index=PrefixIndex(),
             metrics=RouterMetrics(),
             traces=TraceRing(),
-            already_ended=lambda sampling, outputs: None,
         )
 
     def _connect(self, one: Registration) -> WorkerLink:
@@ -181,8 +186,8 @@ async def fleet(
     registrations: list[Registration] = []
     shutdown = Shutdown()
 
-    async def memberships() -> AsyncIterator[Sequence[Registration]]:
-        yield registrations
+    async def rosters() -> AsyncIterator[Roster]:
+        yield Roster(workers=tuple(registrations))
         await asyncio.Event().wait()
 
     async with asyncio.TaskGroup() as tasks:
@@ -191,15 +196,14 @@ async def fleet(
             here = _registration(f"decode-{number}", port.port)
             service = services[here.worker] = QueueService(port, service_s=service_s)
             lifecycle = Lifecycle(
-                cast(EngineService, service), port=port,
+                cast(EngineService, service), port=port, text=PackedText("bench", b""),
                 membership=cast(Membership, _NoMembership()), metrics=WorkerMetrics(),
                 shutdown=shutdown, drain_s=0.0,
             )  # fmt: skip
             registrations.append(here)
             tasks.create_task(lifecycle.run(here), name=here.worker)
         meeting = [
-            tasks.create_task(router.registry.run(memberships()), name="registry")
-            for router in routers
+            tasks.create_task(router.registry.run(rosters()), name="registry") for router in routers
         ]
         async with asyncio.timeout(30):
             for router in routers:
@@ -216,7 +220,7 @@ def _registration(name: str, port: int) -> Registration:
         worker=WorkerId(name), epoch=Epoch(1), role="decode", pid=1, host="127.0.0.1",
         address=f"tcp://127.0.0.1:{port}", model="bench", compat="same", layout=LAYOUT,
         num_blocks=100_000, max_context_tokens=32_768, transports=("shm",),
-        max_step_tokens=PROMPT_TOKENS,
+        max_step_tokens=PROMPT_TOKENS, text="bench", wire=WIRE_VERSION,
     )  # fmt: skip
 
 

@@ -23,7 +23,15 @@ class Up:
     """`with Up([...flags]) as up:` returns when the cluster is ready."""
 
     def __init__(self, flags: Sequence[str], *, within_s: float = 120.0) -> None:
-        self._command = [sys.executable, "-m", "controlplane.cli.main", "up", "--port", "0", *flags]
+        self._command = [
+            sys.executable,
+            "-m",
+            "controlplane.cli.entry",
+            "up",
+            "--port",
+            "0",
+            *flags,
+        ]
         self._within_s = within_s
         self.url = ""
         self.ready_s = 0.0

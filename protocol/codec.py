@@ -11,7 +11,12 @@ import msgspec
 from protocol.errors import WireError
 from protocol.messages import Emit, FirstToken, ToRouter, ToWorker
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
+"""What this version's workers speak. From 8 on a version may only add to the one before: fields
+with defaults, and messages (`tests/contract/wire/`)."""
+SPOKEN_VERSIONS = (8, 7)
+"""Versions that its routers understand: they greet a worker in its own. 7 tells no text, so nothing
+can be asked of it."""
 MAX_MESSAGE_BYTES = 16 << 20
 """A 1,000,000-token prompt packs to 5 MB; nothing honest is larger than this."""
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,7 +20,7 @@ from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store.workers import BlockEvent, Store, WorkerRecord
+from protocol.store.workers import BlockEvent, ComingWorker, RouterRecord, Store, WorkerRecord
 
 INTERVAL_S = 0.5
 TTL_S = 5.0
@@ -28,10 +29,10 @@ refused connection."""
 MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
 
+REGISTERED_S = 2.0
+"""A worker waits so long to be registered before it takes Redis for away."""
 JOINED_BYTES = 64 * 16
 """Of one event that more is joined to."""
-
-_BRING_BACK = "bring Redis back; until then nobody finds workers that it does not know yet"
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,12 @@ class Membership:
         self._must_rewrite = True
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
-        self.store_is_up = True
+        self._is_registered = asyncio.Event()
         self.num_dropped_events = 0
+
+    @property
+    def store_is_up(self) -> bool:
+        return self._store.contact.is_up
 
     @property
     def num_waiting_events(self) -> int:
@@ -90,9 +95,9 @@ class Membership:
                     next_keep_alive = loop.time() + self._interval_s
                     await self._keep_alive(WorkerRecord(registration=registration, beat=beat()))
                 await self._publish()
-                self.store_is_up = _store_is_up(self.store_is_up)
+                self._store.contact.note()
             except StoreError as error:
-                self.store_is_up = _store_is_up(self.store_is_up, error)
+                self._store.contact.note(error)
                 await asyncio.sleep(self._interval_s)
                 continue
             await self._wait_for_work(next_keep_alive - loop.time())
@@ -100,9 +105,20 @@ class Membership:
     async def _keep_alive(self, record: WorkerRecord) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
         await self._store.register(record, ttl_s=self._ttl_s)
+        self._is_registered.set()
         sequence = await self._store.sequence(self.worker, self.epoch)
         if sequence is None:
             self._must_rewrite = True
+
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        """Those that serve, as of a moment when this worker was registered: whoever comes later
+        finds it there. StoreError when Redis does not answer."""
+        try:
+            async with asyncio.timeout(REGISTERED_S):
+                await self._is_registered.wait()
+        except TimeoutError as error:
+            raise StoreError(f"not registered within {REGISTERED_S:g} s") from error
+        return await self._store.list_routers()
 
     async def leave(self) -> None:
         """Takes the worker out of Redis; Redis away does it by itself, a little later."""
@@ -199,26 +215,25 @@ class Membership:
         self._work.clear()
 
 
-async def watch_workers(
-    store: Store, *, interval_s: float = INTERVAL_S
-) -> AsyncIterator[tuple[Registration, ...]]:
-    """The registered workers, every `interval_s`; the last known ones while Redis is away."""
-    known: tuple[Registration, ...] = ()
-    is_up = True
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """The workers that Redis knows."""
+
+    workers: tuple[Registration, ...] = ()
+    coming: tuple[ComingWorker, ...] = ()
+    """That load, and will register."""
+
+
+async def watch_workers(store: Store, *, interval_s: float = INTERVAL_S) -> AsyncIterator[Roster]:
+    """The workers, every `interval_s`; the last known ones while Redis is away."""
+    known = Roster()
     while True:
         try:
-            known = tuple(record.registration for record in await store.list_workers())
-            is_up = _store_is_up(is_up)
+            members = await store.list_members()
+            workers = tuple(record.registration for record in members.workers)
+            known = Roster(workers=workers, coming=members.coming)
+            store.contact.note()
         except StoreError as error:
-            is_up = _store_is_up(is_up, error)
+            store.contact.note(error)
         yield known
         await asyncio.sleep(interval_s)
-
-
-def _store_is_up(was_up: bool, error: StoreError | None = None) -> bool:
-    """Whether it is now; a change is logged."""
-    if error is None and not was_up:
-        log.info("Redis connected")
-    elif error is not None and was_up:
-        log.warning("Redis lost", extra={"why": str(error), "remedy": _BRING_BACK})
-    return error is None

@@ -189,8 +189,17 @@ class ReadPrompt(ToCompute, frozen=True, kw_only=True, tag=6):
     nothing for another worker to do. `generated` is empty."""
 
 
+class AskText(msgspec.Struct, frozen=True, kw_only=True, tag=7):
+    """Send a part of the files that make text of this worker's tokens, as a `TextPart`."""
+
+    digest: str
+    """As of `ServedVersion.text`."""
+    index: int = 0
+    """The parts are counted from 0; how many there are says the first."""
+
+
 Computation = Prefill | Decode | ReadPrompt
-ToWorker = Hello | Ping | Computation | Abort
+ToWorker = Hello | Ping | Computation | Abort | AskText
 
 # -- worker -> router ---------------------------------------------------------------------
 
@@ -440,9 +449,19 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True, tag=12):
     """Empty and cached ones."""
 
 
+class TextPart(msgspec.Struct, frozen=True, kw_only=True, tag=13):
+    """A piece of a packed archive of text files (`protocol.text.text_files`)."""
+
+    digest: str
+    index: int
+    num_parts: int
+    """0: this worker has no text of that digest."""
+    data: bytes
+
+
 ToRouter = (
     Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone
-    | PromptScores | PromptVector | LoadReport
+    | PromptScores | PromptVector | LoadReport | TextPart
 )  # fmt: skip
 
 

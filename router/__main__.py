@@ -1,21 +1,25 @@
-"""`python -m router --model DIR ...`: exits 0 after a drain, 2 for a wrong setting, 3 for a
-checkpoint that cannot be read, 1 when Redis cannot be reached; each with one line that says so."""
+"""`python -m router ...`: exits 0 after a drain, 2 for a wrong setting, 3 for a checkpoint that
+cannot be read; each with one line that says so. Redis is waited for."""
 
 import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-import uvloop
+from protocol.process.early_end import end_when_asked
 
-from protocol.process.logs import configure_logging
-from protocol.process.run import leave, run
-from protocol.process.settings import load_or_exit
-from router.processes.supervise import supervise
-from router.settings import RouterSettings
+if TYPE_CHECKING:
+    from router.settings import RouterSettings
 
 
 def main(argv: Sequence[str]) -> int:
+    from protocol.process.logs import configure_logging
+    from protocol.process.run import run
+    from protocol.process.settings import load_or_exit
+    from router.processes.supervise import supervise
+    from router.settings import RouterSettings
+
     settings = load_or_exit(RouterSettings, argv, prog="router")
     if settings.processes > 1:
         configure_logging(process="router", level=settings.log_level)
@@ -24,7 +28,11 @@ def main(argv: Sequence[str]) -> int:
     return _serve(settings)
 
 
-def _serve(settings: RouterSettings) -> int:
+def _serve(settings: "RouterSettings") -> int:
+    import uvloop
+
+    from protocol.process.logs import configure_logging
+    from protocol.process.run import run
     from router.http.trimming import use_few_arenas  # the process that serves nobody needs none
     from router.server import serve
 
@@ -44,4 +52,7 @@ def _serve(settings: RouterSettings) -> int:
 
 
 if __name__ == "__main__":
+    end_when_asked()
+    from protocol.process.run import leave
+
     leave(main(sys.argv[1:]))  # a look-up of a name that nobody answers may still be under way

@@ -3,18 +3,15 @@
 Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from protocol.formats.formats import Formats
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
-from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
+from protocol.messages import Blocks, Role, ServedVersion, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
 from protocol.store.responses import ResponseStore
-from protocol.text.pooling_config import PoolingConfig
-from protocol.text.sampling_defaults import SamplingDefaults
-from protocol.text.tokenizer import Tokenizer
+from router.models.model_text import Models
 from router.prefix.state import IndexState
 from router.processes.questions import ProcessView
 from router.processes.siblings import Siblings
@@ -40,6 +37,8 @@ class WorkerView:
     host: str
     epoch: Epoch
     state: WorkerState | Literal["lost"]
+    version: ServedVersion
+    """What it serves."""
     why: str
     """Why it gets no requests; "" when it may get some."""
     transport: str
@@ -70,9 +69,6 @@ class Cluster(Protocol):
         """Why a request would not be served now; None when it would."""
 
     def view(self) -> ClusterView: ...
-
-    def max_context_tokens(self) -> int | None:
-        """The longest context a ready decode worker takes; None while none is known."""
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         """As `TraceRing.find`."""
@@ -113,11 +109,7 @@ class KeptResponses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    model: str
-    """The name clients use."""
-    tokenizer: Tokenizer
-    formats: Formats
-    """In which the model calls tools and reasons."""
+    models: Models
     dispatcher: GenerationService
     cluster: Cluster
     metrics: RouterMetrics
@@ -135,14 +127,8 @@ class Runtime:
     is_open_to_network: bool = False
     """Whether other machines reach it without a key, which is worth a warning."""
     limits: ApiLimits = ApiLimits()
-    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
-    """Of requests that do not say themselves."""
-    tokenizer_description: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Of the checkpoint's files, for clients that make prompts themselves."""
     kept_responses: KeptResponses | None = None
     """None: no response is kept."""
-    pooling: PoolingConfig = field(default_factory=PoolingConfig)
-    """How the model makes one vector of a text."""
     siblings: Siblings | None = None
     """The other processes of this router; None: there is no other."""
     tokenize_threads: int = 2

@@ -6,35 +6,36 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 
 from protocol.channel.link import WorkerLink
 from protocol.channel.resolver import Resolver
+from protocol.codec import SPOKEN_VERSIONS
 from protocol.errors import StoreError
-from protocol.formats.choose import choose_formats
-from protocol.formats.formats import Formats
+from protocol.formats.choose import check_formats
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.presence import RouterPresence
 from protocol.process.machine import is_loopback, raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
-from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store.responses import ResponseStore
-from protocol.store.workers import Store
-from protocol.text.description import describe_tokenizer
-from protocol.text.pooling_config import read_pooling_config
-from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
-from protocol.text.tokenizer import Tokenizer
+from protocol.store.workers import RouterRecord, Store
 from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
 from router.failover.stall import StallLimits
 from router.fast_path.fast_path import make_fast_path
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
+from router.models.alias_file import AliasWatch
+from router.models.kept_texts import KeptTexts, default_folder
+from router.models.served import ServedModels
+from router.models.text_reading import ReadingRules
+from router.models.texts import Texts
 from router.placement.kernel import kernel
 from router.placement.place import PlacementRules
 from router.prefix.native.library import kernels
@@ -42,7 +43,6 @@ from router.prefix.prefix_index import PrefixIndex
 from router.processes.siblings import Siblings
 from router.processes.supervise import bound
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, KeptResponses, Runtime, num_owners
 from router.settings import RouterSettings
@@ -69,37 +69,27 @@ def listen(settings: RouterSettings) -> socket.socket:
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
-    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
-    StoreError when Redis cannot be reached at the start; later that is no error."""
+    """Until asked to stop, then so long as `linger_s` and `drain_s` say. Redis is waited for, at
+    the start as later."""
     descriptors = raise_descriptor_limit()
     bound = bound_connections(settings.max_connections, descriptors=descriptors)
     with listen(settings) as listener:
-        folder = await load(partial(resolve_model, settings.model, weights=False), stop)
-        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
-        tokenizer = await load(
-            partial(
-                Tokenizer.load,
-                settings.model,
-                max_model_len=settings.max_model_len,
-                specials_in_chats=settings.special_tokens_in_content,
-            ),
-            stop,
-        )
-        defaults = _sampling_defaults(settings)
+        check_formats(tools=settings.tool_format, reasoning=settings.reasoning_format)
         metrics = RouterMetrics()
         tenancy = _tenancy(settings, metrics)
         store, kept = Store(settings.redis_address), _kept_responses(settings, tenancy)
         try:
-            await store.ping()
             await load(_load_kernels, stop)
-            parts = _build(settings, store, tokenizer, defaults, kept, tenancy, metrics)
+            parts = _build(settings, store, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
-            where = {"host": host, "port": port, "model": settings.api_name}
-            log.info("listening", extra=where | limits)
+            log.info("listening", extra={"host": host, "port": port} | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
-            server = _http_server(settings, parts.runtime, max_connections=bound)
+            end_requests = parts.dispatcher.end_requests
+            server = _http_server(
+                settings, parts.runtime, max_connections=bound, end_requests=end_requests
+            )
             await _run(settings, parts, store, server, listener, stop)
         finally:
             with suppress(StoreError):
@@ -114,11 +104,14 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Parts:
+    presence: RouterPresence
     runtime: Runtime
     registry: Registry
     feed: IndexFeed
     dispatcher: Dispatcher
     cluster: LocalCluster
+    models: ServedModels
+    aliases: AliasWatch | None
     tenancy: Tenancy | None
 
 
@@ -134,14 +127,6 @@ def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None
     return Tenancy(settings.keys_file, redis=settings.redis_address, metrics=metrics)
 
 
-def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
-    if settings.generation_config == "none":
-        return SamplingDefaults()
-    defaults = read_sampling_defaults(settings.model)
-    log.info("sampling defaults", extra=asdict(defaults))
-    return defaults
-
-
 def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptResponses | None:
     if settings.store_responses == "never":
         return None
@@ -154,20 +139,25 @@ def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptRe
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
 
-def _formats(settings: RouterSettings, tokenizer: Tokenizer) -> Formats:
-    formats = choose_formats(
-        tokenizer, tools=settings.tool_format, reasoning=settings.reasoning_format
+def _models(
+    settings: RouterSettings, registry: Registry, metrics: RouterMetrics
+) -> tuple[ServedModels, AliasWatch | None]:
+    rules = ReadingRules(
+        tool_format=settings.tool_format,
+        reasoning_format=settings.reasoning_format,
+        has_sampling_defaults=settings.generation_config == "auto",
+        specials_in_chats=settings.special_tokens_in_content,
     )
-    names = {"tool_format": formats.tool_format, "reasoning_format": formats.reasoning_format}
-    log.info("formats", extra=names)
-    return formats
+    texts = Texts(registry, rules=rules, kept=KeptTexts(default_folder()), metrics=metrics)
+    models = ServedModels(registry, texts, patience_s=settings.patience_s)
+    if settings.aliases_file is None:
+        return models, None
+    return models, AliasWatch(settings.aliases_file, models.use_aliases, metrics)
 
 
 def _build(
     settings: RouterSettings,
     store: Store,
-    tokenizer: Tokenizer,
-    defaults: SamplingDefaults,
     kept: KeptResponses | None,
     tenancy: Tenancy | None,
     metrics: RouterMetrics,
@@ -181,36 +171,40 @@ def _build(
             router=router,
             resolver=resolver,
             num_links=lambda: registry.num_workers,
+            version=registration.wire,
         )
 
     index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
     registry = Registry(
         connect=connect,
-        model=settings.api_name,
         router=router,
         fast_path=make_fast_path(metrics.between_tokens_s),
     )
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
+    models, aliases = _models(settings, registry, metrics)
     cluster = LocalCluster(
-        router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics
-    )
+        router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics,
+        why_no_text=models.why_no_text,
+    )  # fmt: skip
     dispatcher = Dispatcher(
         registry=registry,
         index=index,
         metrics=metrics,
         traces=traces,
-        already_ended=partial(already_ended, tokenizer),
         limits=_dispatch_limits(settings),
     )
-    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
+    runtime = _runtime(settings, models, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(
+        presence=RouterPresence(store, RouterRecord(router=router, wires=SPOKEN_VERSIONS)),
         runtime=runtime,
         registry=registry,
         feed=feed,
         dispatcher=dispatcher,
         cluster=cluster,
+        models=models,
+        aliases=aliases,
         tenancy=tenancy,
     )
 
@@ -242,8 +236,7 @@ def _dispatch_limits(settings: RouterSettings) -> DispatchLimits:
 
 def _runtime(
     settings: RouterSettings,
-    tokenizer: Tokenizer,
-    defaults: SamplingDefaults,
+    models: ServedModels,
     dispatcher: Dispatcher,
     cluster: LocalCluster,
     metrics: RouterMetrics,
@@ -252,9 +245,7 @@ def _runtime(
 ) -> Runtime:
     is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     return Runtime(
-        model=settings.api_name,
-        tokenizer=tokenizer,
-        formats=_formats(settings, tokenizer),
+        models=models,
         dispatcher=dispatcher,
         cluster=cluster,
         metrics=metrics,
@@ -272,10 +263,7 @@ def _runtime(
             request_timeout_s=settings.request_timeout_s,
             clamp_max_tokens=settings.clamp_max_tokens,
         ),
-        sampling_defaults=defaults,
-        tokenizer_description=describe_tokenizer(settings.model),
         kept_responses=kept,
-        pooling=read_pooling_config(settings.model),
         siblings=None
         if settings.siblings is None
         else Siblings(settings.siblings, process=settings.process),
@@ -283,7 +271,13 @@ def _runtime(
     )
 
 
-def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections: int) -> HttpServer:
+def _http_server(
+    settings: RouterSettings,
+    runtime: Runtime,
+    *,
+    max_connections: int,
+    end_requests: Callable[[], None],
+) -> HttpServer:
     return HttpServer(
         create_app(runtime),
         metrics=runtime.metrics,
@@ -291,9 +285,11 @@ def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections:
             head_timeout_s=settings.head_timeout_s,
             keep_alive_s=settings.keep_alive_s,
             write_timeout_s=runtime.limits.write_timeout_s,
+            last_idle_s=settings.linger_s,
         ),
         max_connections=max_connections,
-        drain_s=settings.drain_s,
+        drain_s=settings.drain_or_request_s,
+        end_requests=end_requests,
     )
 
 
@@ -306,30 +302,37 @@ async def _run(
     stop: Shutdown,
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
+        presence = tasks.create_task(parts.presence.run(), name="presence")
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
+            tasks.create_task(parts.models.run(), name="texts"),
             tasks.create_task(parts.feed.run(), name="index feed"),
             tasks.create_task(parts.dispatcher.watch(), name="watchdog"),
             tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
+        if parts.aliases is not None:
+            background.append(tasks.create_task(parts.aliases.run(), name="aliases file"))
         if parts.tenancy is not None:
             background.append(tasks.create_task(parts.tenancy.run(), name="tenants"))
         if parts.runtime.siblings is not None:
-            await _meet_workers(parts.registry, stop)
+            await _meet_workers(parts.models, stop)
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
         serving.add_done_callback(lambda _: stop.asked.set())
         await stop.asked.wait()
         parts.cluster.drain()
-        log.info("draining", extra={"drain_s": settings.drain_s})
-        server.should_exit = True
+        presence.cancel()
+        tasks.create_task(parts.presence.leave(), name="leave")
+        lingers = {"linger_s": settings.linger_s, "drain_s": settings.drain_or_request_s}
+        log.info("draining", extra=lingers)
+        await server.linger(settings.linger_s)
         await serving
         for task in background:
             task.cancel()
 
 
-async def _meet_workers(registry: Registry, stop: Shutdown) -> None:
+async def _meet_workers(models: ServedModels, stop: Shutdown) -> None:
     """Until a request would be served, for MEET_S at most."""
     with suppress(TimeoutError):
         async with asyncio.timeout(MEET_S):
-            while registry.not_ready() is not None and not stop.asked.is_set():
-                await registry.wait_change(timeout_s=MEET_S)
+            while models.not_ready() is not None and not stop.asked.is_set():
+                await models.wait_change(timeout_s=MEET_S)

@@ -6,25 +6,22 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from protocol.process.settings import ModelPath, ProcessSettings, check_keys, split_keys
+from protocol.process.settings import Host, ProcessSettings, check_keys, split_keys
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")
 
 
 class RouterSettings(ProcessSettings):
-    """One router. Any number may serve the same workers; they share nothing but Redis."""
+    """One router, of whatever models its workers serve: it asks them for what it needs of those.
+    Any number may serve the same workers; they share nothing but Redis."""
 
-    model: ModelPath
-    """Directory of the checkpoint, or its name on the hub, `ORG/NAME[@REVISION]`: its tokenizer and
-    chat template are read, not its weights."""
-    served_name: str = ""
-    """Model name in the API. Empty: that on the hub, or the directory's."""
-    max_model_len: int | None = Field(default=None, ge=1)
-    """Most tokens of a sequence, prompt and output. None: as many as the model takes; the workers
-    may take fewer."""
-    host: str = "127.0.0.1"
-    """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
-    API key is set."""
+    aliases_file: Path | None = None
+    """JSON file of names that stand for models or their revisions, each with its weight:
+    `{"prod": {"llama-3": 95, "llama-3@0e9e39": 5}}`; read again when it changes. None: models are
+    asked for by their own names."""
+    host: Host = "127.0.0.1"
+    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Loopback, because it is open to
+    whoever reaches it unless an API key is set."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
     processes: int = Field(default=1, ge=1, le=64)
@@ -43,13 +40,13 @@ class RouterSettings(ProcessSettings):
     secret; read again when it changes. None: keys have no terms, and only `api_key` opens the
     API."""
     generation_config: Literal["auto", "none"] = "auto"
-    """`auto`: requests that name no sampling values get those of the checkpoint's
+    """`auto`: requests that name no sampling values get those of their model's
     generation_config.json, which its authors recommend. `none`: OpenAI's."""
     tool_format: str = "auto"
-    """How the model calls tools. `auto`: as its chat template and its tokens show; `none`: calls
-    are not read and tools refused; or the name of a format."""
+    """How models call tools. `auto`: as the chat template and the tokens of each show; `none`:
+    calls are not read and tools refused; or the name of a format, for all."""
     reasoning_format: str = "auto"
-    """How the model marks what it thinks; likewise."""
+    """How models mark what they think; likewise."""
     clamp_max_tokens: bool = False
     """Whether a request for more tokens than the context has room for gets what there is. OpenAI
     refuses it, and clients that shorten their prompts wait for that."""
@@ -140,8 +137,12 @@ class RouterSettings(ProcessSettings):
     of them for 60, or they send into a connection that is just being closed."""
     head_timeout_s: float = Field(default=20.0, gt=0)
     """Seconds a client has to send the head of a request."""
-    drain_s: float = Field(default=30.0, ge=0)
-    """Seconds that running requests get to finish after SIGTERM."""
+    linger_s: float = Field(default=5.0, ge=0)
+    """Seconds after SIGTERM in which it still accepts, though not ready: load balancers send for
+    so much longer. Each answer then asks its client to connect anew, elsewhere."""
+    drain_s: float | None = Field(default=None, ge=0)
+    """Seconds after those that running requests get to finish; what is left then is told so by an
+    error. None: `request_timeout_s`, so that none is cut."""
 
     @field_validator("api_key")
     @classmethod
@@ -159,8 +160,9 @@ class RouterSettings(ProcessSettings):
         return value
 
     @property
-    def api_name(self) -> str:
-        return self.served_name or self.model.resolve().name
+    def drain_or_request_s(self) -> float:
+        """Seconds, as of `drain_s`."""
+        return self.request_timeout_s if self.drain_s is None else self.drain_s
 
     @property
     def has_keys(self) -> bool:

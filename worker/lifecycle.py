@@ -13,11 +13,21 @@ import msgspec
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import RouterId
 from protocol.membership import Membership
-from protocol.messages import Abort, Beat, Computation, LoadReport, Registration, WorkerState
+from protocol.messages import (
+    Abort,
+    AskText,
+    Beat,
+    Computation,
+    LoadReport,
+    Registration,
+    WorkerState,
+)
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.text.packed_text import PackedText
 from worker.canaries import PeerCanaries
 from worker.endings import failure
+from worker.greetings import Greetings
 from worker.reported.reports import LoadReports
 from worker.service import EngineService
 
@@ -38,6 +48,7 @@ class Lifecycle:
         service: EngineService,
         *,
         port: RouterPort,
+        text: PackedText,
         membership: Membership,
         metrics: WorkerMetrics,
         shutdown: Shutdown,
@@ -46,6 +57,7 @@ class Lifecycle:
     ) -> None:
         self._service = service
         self._port = port
+        self._text = text
         self._membership = membership
         self._metrics = metrics
         self._shutdown = shutdown
@@ -56,6 +68,11 @@ class Lifecycle:
         self.state: WorkerState = "ready"
 
     async def run(self, registration: Registration) -> None:
+        greetings = Greetings(
+            membership=self._membership,
+            health=self._metrics.health,
+            met=lambda: self._port.routers,
+        )
         async with self._port.serve(registration):
             async with asyncio.TaskGroup() as tasks:
                 membership = self._membership.run(registration, self._beat)
@@ -64,8 +81,9 @@ class Lifecycle:
                     tasks.create_task(self._send_beats(), name="beats"),
                     tasks.create_task(self._expire(), name="expire"),
                     tasks.create_task(membership, name="membership"),
+                    tasks.create_task(self._meet_routers(greetings), name="greetings"),
                 ]
-                log.info("ready", extra={"address": registration.address})
+                log.info("serving", extra={"address": registration.address})
                 if self._canaries is not None:
                     canaries = self._canaries.run(registration)
                     running.append(tasks.create_task(canaries, name="canaries"))
@@ -74,6 +92,10 @@ class Lifecycle:
                 for task in running:
                     task.cancel()
             await self._membership.leave()
+
+    async def _meet_routers(self, greetings: Greetings) -> None:
+        await greetings.run()
+        log.info("ready", extra={"routers": len(self._port.routers)})
 
     async def _receive(self) -> None:
         while True:
@@ -89,8 +111,10 @@ class Lifecycle:
                 case arrival:
                     assert_never(arrival)
 
-    def _answer(self, router: RouterId, message: Computation | Abort) -> None:
-        if isinstance(message, Abort):
+    def _answer(self, router: RouterId, message: Computation | Abort | AskText) -> None:
+        if isinstance(message, AskText):
+            self._port.send(router, self._text.part(message))
+        elif isinstance(message, Abort):
             self._service.abort_request(router, message.request, message.attempt)
         elif self.state == "ready":
             self._metrics.accepted.inc()

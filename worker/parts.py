@@ -11,6 +11,7 @@ from kvtransfer.memory.host_pool import BlockMemory
 from protocol.ids import Epoch, WorkerId
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
+from protocol.text.packed_text import PackedText
 from protocol.text.tokenizer import Tokenizer
 from worker.requests import RequestTable
 
@@ -21,6 +22,8 @@ S_co = TypeVar("S_co", bound=WorkerSettings, covariant=True)
 class LoadedModel:
     """What takes long to make."""
 
+    text: PackedText
+    """What the tokeniser was made of, for routers."""
     tokenizer: Tokenizer
     assembly: Assembly[BlockMemory | DeviceMemory]
     transports: tuple[str, ...]

@@ -7,10 +7,13 @@ from types import ModuleType
 
 from protocol.ids import WorkerId
 from protocol.messages import Role
+from protocol.presence import ComingPresence
 from protocol.process.logs import configure_logging
 from protocol.process.machine import check_device, claim_cores, host_name
+from protocol.process.model_folder import expected_name
 from protocol.process.run import Shutdown, load, run
 from protocol.process.settings import WorkerSettings, load_or_exit
+from protocol.store.workers import ComingWorker
 from worker.startup import open_endpoints
 
 
@@ -26,7 +29,12 @@ def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wir
         return import_module("worker.serving"), import_module(wiring)
 
     async def serve(shutdown: Shutdown) -> int:
-        async with open_endpoints(given) as endpoints:
+        model = given.served_name or expected_name(given.model)
+        here = ComingWorker(worker=worker, role=role, model=model)
+        async with (
+            open_endpoints(given) as endpoints,
+            ComingPresence(endpoints.store, here) as coming,
+        ):
             endpoints.phases.enter("modules")
             serving, role_parts = await load(load_modules, shutdown)
             exit_code: int = await serving.serve(
@@ -35,6 +43,7 @@ def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wir
                 worker,
                 open_transfers=role_parts.open_transfers,
                 endpoints=endpoints,
+                coming=coming,
                 shutdown=shutdown,
             )
             return exit_code

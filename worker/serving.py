@@ -21,15 +21,19 @@ from engine.sampling.grammar import Grammars
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.transport_names import chosen
+from protocol.codec import WIRE_VERSION
 from protocol.ids import WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.membership import Membership
 from protocol.messages import Registration, Role
+from protocol.presence import ComingPresence
+from protocol.process.listening import bracketed
 from protocol.process.logs import LoadProgress
 from protocol.process.machine import host_name, usable_cores
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import WorkerSettings
+from protocol.text.packed_text import PackedText
 from protocol.text.text_config import read_json_file
 from protocol.text.tokenizer import Tokenizer
 from worker.canaries import PeerCanaries
@@ -54,6 +58,7 @@ async def serve(
     *,
     open_transfers: Callable[[WorkerParts[S]], Transfers],
     endpoints: Endpoints,
+    coming: ComingPresence,
     shutdown: Shutdown,
 ) -> int:
     """Exit code of the process."""
@@ -75,6 +80,7 @@ async def serve(
         lifecycle = Lifecycle(
             EngineService(parts, transfers),
             port=endpoints.port,
+            text=model.text,
             membership=membership,
             metrics=endpoints.metrics,
             shutdown=shutdown,
@@ -82,9 +88,14 @@ async def serve(
             canaries=PeerCanaries(endpoints.store, transfers.canaries, metrics=endpoints.metrics),
         )
         registration = _registration(
-            role, parts, port=endpoints.port.port, kv_address=transfers.kv_address
+            role,
+            parts,
+            port=endpoints.port.port,
+            kv_address=transfers.kv_address,
+            revision=folder.revision or model.assembly.config.revision,
         )
         phases.end()
+        await coming.end()
         await lifecycle.run(registration)
     return shutdown.exit_code
 
@@ -98,6 +109,7 @@ def open_model(
     CheckpointError, TransferError when memory for the pool cannot be had.
     """
     config_file = read_json_file(settings.model / "config.json")
+    text = PackedText.read(settings.model)
     tokenizer = Tokenizer.load(settings.model, config_file, max_model_len=settings.max_model_len)
     device = open_device(settings.device)
     transports = chosen(settings.transports, on_device=device is not None)
@@ -111,7 +123,7 @@ def open_model(
         decodes=role == "decode",
         enter=_unheard if phases is None else phases.enter,
     )
-    return LoadedModel(tokenizer=tokenizer, assembly=assembly, transports=transports)
+    return LoadedModel(text=text, tokenizer=tokenizer, assembly=assembly, transports=transports)
 
 
 def _progress(phases: StartPhases | None) -> Progress:
@@ -189,7 +201,9 @@ def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
     )
 
 
-def _registration(role: Role, parts: WorkerParts[S], *, port: int, kv_address: str) -> Registration:
+def _registration(
+    role: Role, parts: WorkerParts[S], *, port: int, kv_address: str, revision: str
+) -> Registration:
     settings, assembly = parts.settings, parts.model.assembly
     return Registration(
         worker=parts.worker,
@@ -197,7 +211,7 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int, kv_address: s
         role=role,
         pid=os.getpid(),
         host=host_name(),
-        address=f"tcp://{settings.advertise or settings.host}:{port}",
+        address=f"tcp://{bracketed(settings.advertise or settings.host)}:{port}",
         model=settings.served_name,
         compat=assembly.compat,
         layout=assembly.layout,
@@ -208,4 +222,7 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int, kv_address: s
         kv_address=kv_address,
         max_step_tokens=assembly.limits.token_budget,
         is_prefix_closed=parts.engine.is_prefix_closed,
+        revision=revision,
+        text=parts.model.text.digest,
+        wire=WIRE_VERSION,
     )

@@ -47,9 +47,7 @@ def baton(
             "bench.router_sim.engines", "--redis", redis, "--model", str(model),
             "--prefill", str(num_prefill), "--decode", str(num_decode), "--pace-ms", str(pace_ms),
         )  # fmt: skip
-        words = python(
-            "router", "--model", str(model), "--redis", redis, "--port", str(port), *flags
-        )
+        words = python("router", "--redis", redis, "--port", str(port), *flags)
         with Process(engines, core=OTHER_CORE) as running, Process(words, core=ROUTER_CORE) as it:
             running.first_line()
             it.until_answers(f"http://127.0.0.1:{port}/ready")

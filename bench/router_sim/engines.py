@@ -19,12 +19,14 @@ import uvloop
 
 from bench.router_sim.answers import Answers
 from protocol.channel.port import Arrival, RouterGone, RouterJoined, RouterMessage, RouterPort
+from protocol.codec import WIRE_VERSION
 from protocol.ids import LeaseId, RequestId, RouterId, WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.membership import Membership
 from protocol.messages import (
     Abort,
     Aborted,
+    AskText,
     Beat,
     Blocks,
     Computation,
@@ -44,6 +46,7 @@ from protocol.messages import (
 )
 from protocol.store.address import RedisAddress
 from protocol.store.workers import Store
+from protocol.text.packed_text import PackedText
 from protocol.text.tokenizer import TextState, Tokenizer
 
 LAYOUT = KvLayout(
@@ -78,10 +81,12 @@ class Engine:
     """One worker. `run()` it in a TaskGroup."""
 
     def __init__(
-        self, name: str, role: Role, *, tokenizer: Tokenizer, answers: Answers, pace_s: float
-    ) -> None:
+        self, name: str, role: Role, *, tokenizer: Tokenizer, text: PackedText, answers: Answers,
+        pace_s: float,
+    ) -> None:  # fmt: skip
         self.id, self.role, self.epoch = WorkerId(name), role, new_epoch()
         self._tokenizer = tokenizer
+        self._text = text
         self._answers = answers
         self._pace_s = pace_s
         self._streams: dict[tuple[RequestId, int], Stream] = {}
@@ -93,6 +98,7 @@ class Engine:
             worker=self.id, epoch=self.epoch, role=role, pid=1, host="127.0.0.1",
             address=f"tcp://127.0.0.1:{self._port.port}", model="bench-router", compat="same",
             layout=LAYOUT, num_blocks=NUM_BLOCKS, max_context_tokens=32_768, transports=("tcp",),
+            text=text.digest, wire=WIRE_VERSION,
         )  # fmt: skip
 
     async def run(self, store: Store, *, first_step_s: float) -> None:
@@ -140,8 +146,10 @@ class Engine:
                 if found is not None:
                     self._end(found)
                     self._port.send(router, Aborted(request=abort.request, attempt=abort.attempt))
+            case RouterMessage(router, AskText() as asked):
+                self._port.send(router, self._text.part(asked))
             case RouterMessage(router, message):
-                assert not isinstance(message, Abort)
+                assert not isinstance(message, Abort | AskText)
                 self._received[router] += 1
                 self._begin(router, message)
 
@@ -251,15 +259,16 @@ async def serve(
     *, redis: str, model: Path, num_prefill: int, num_decode: int, pace_s: float
 ) -> None:
     store, tokenizer = Store(RedisAddress(url=redis)), Tokenizer.load(model)
-    answers = Answers(tokenizer)
+    answers, text = Answers(tokenizer), PackedText.read(model)
     prefill: list[Role] = ["prefill"] * num_prefill
     decode: list[Role] = ["decode"] * num_decode
     roles = prefill + decode
     async with asyncio.TaskGroup() as tasks:
         for number, role in enumerate(roles):
             engine = Engine(
-                f"{role}-{number}", role, tokenizer=tokenizer, answers=answers, pace_s=pace_s
-            )
+                f"{role}-{number}", role, tokenizer=tokenizer, text=text, answers=answers,
+                pace_s=pace_s,
+            )  # fmt: skip
             first_step_s = pace_s * number / len(roles)
             tasks.create_task(engine.run(store, first_step_s=first_step_s), name=engine.id)
         while len(await store.list_workers()) < len(roles):  # noqa: ASYNC110 - no event says so

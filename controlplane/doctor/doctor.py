@@ -28,7 +28,8 @@ from controlplane.doctor.probe import read_facts
 from controlplane.doctor.report import Report, Way, as_json, as_text
 from controlplane.doctor.trial import Outcome, TrialLeases, Unusable
 from kvtransfer.transport_names import DIRECT_TRANSPORTS, HOST_TRANSPORTS
-from protocol.errors import BatonError, SettingsError
+from protocol.errors import BatonError
+from protocol.process.listening import bound_socket
 from protocol.process.logs import configure_logging
 from protocol.process.settings import CommandSettings, load
 
@@ -131,13 +132,9 @@ def _measure_with_peer(settings: DoctorSettings, facts: Facts) -> PeerMeasuremen
 
 
 def _listen(settings: DoctorSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise SettingsError(
-            f"host: cannot listen on {settings.host}:{settings.port}: {error}"
-        ) from error
+    made = bound_socket(settings.host, settings.port, setting="host")
+    made.listen()
+    return made
 
 
 def _reached_at(settings: DoctorSettings, facts: Facts) -> str:

@@ -190,9 +190,14 @@ def _fetch_all(
     return tuple(measure(first[name]) for name in measurable(here, there) if name in first)
 
 
+_MAPPED = "::ffff:"
+"""Before an IPv4 address, of a connection to a socket of both families."""
+
+
 def _source(sock: socket.socket, facts: Facts) -> TrialSource:
     """On the address the peer reached or came from, and on no other."""
-    return TrialSource(host=sock.getsockname()[0], transports=measurable(facts, facts))
+    host = str(sock.getsockname()[0]).removeprefix(_MAPPED)
+    return TrialSource(host=host, transports=measurable(facts, facts))
 
 
 def _mac(token: str, role: str, *nonces: bytes) -> bytes:

@@ -96,9 +96,10 @@ async def running(
     with ExitStack() as held:
         api = kept_ports(settings.host, settings.port, num=1, setting="port")
         local = RunningCluster(flags, port=held.enter_context(api)[0])
-        metrics_ports = held.enter_context(
-            kept_ports("127.0.0.1", settings.metrics_port, num=num_workers, setting="metrics_port")
+        of_metrics = kept_ports(
+            settings.loopback, settings.metrics_port, num=num_workers, setting="metrics_port"
         )
+        metrics_ports = held.enter_context(of_metrics)
         redis = None if settings.redis else held.enter_context(closing(EmbeddedRedis()))
         async with asyncio.TaskGroup() as tasks:
 
@@ -147,7 +148,7 @@ def _start_all(
         settings, redis=redis, cores=usable_cores(), metrics_ports=metrics_ports, env=env
     )
     for spec, port in zip(workers, metrics_ports, strict=True):
-        start_child(spec, partial(http_answers, "127.0.0.1", port))
+        start_child(spec, partial(http_answers, settings.loopback, port))
     router = router_spec(settings, redis=redis, port=local.port, env=flags.child_env)
     # One that refuses lives: it is full, and answers in the loop that serves.
     start_child(router, partial(http_answers, local.host, local.port, with_any=True))

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from protocol.process.machine import unlistenable
+from protocol.process.listening import bound_socket
 
 LOOK_S = 0.25
 ANSWER_S = 2.0
@@ -54,10 +54,8 @@ class NodeStatus:
     @asynccontextmanager
     async def served(self, host: str, port: int) -> AsyncIterator[None]:
         """Raises SettingsError for a port that cannot be had."""
-        try:
-            server = await asyncio.start_server(self._answer, host, port)
-        except OSError as error:
-            raise unlistenable("metrics_port", host, port, error) from error
+        sock = bound_socket(host, port, setting="metrics_port")
+        server = await asyncio.start_server(self._answer, sock=sock)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield

@@ -5,12 +5,11 @@ that is bound and does not listen keeps everybody out but those who, like it, se
 Elsewhere the port is only looked at, and may be taken before its process is there.
 """
 
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from protocol.process.machine import unlistenable
+from protocol.process.listening import bound_socket
 
 
 @contextmanager
@@ -19,19 +18,8 @@ def kept_ports(host: str, first: int, *, num: int, setting: str) -> Iterator[Seq
     `setting`, when nothing can listen on one."""
     wanted = [first + index if first else 0 for index in range(num)]
     with ExitStack() as kept:
-        bound = [kept.enter_context(_bound(host, port, setting=setting)) for port in wanted]
+        bound = [kept.enter_context(bound_socket(host, port, setting=setting)) for port in wanted]
         ports = [probe.getsockname()[1] for probe in bound]
         if sys.platform != "linux":
             kept.close()
         yield ports
-
-
-def _bound(host: str, port: int, *, setting: str) -> socket.socket:
-    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind((host, port))
-    except (OSError, OverflowError, ValueError) as error:
-        probe.close()
-        raise unlistenable(setting, host, port, error) from error
-    return probe

@@ -19,9 +19,11 @@ from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
 from protocol.process.environment import PREFIX
+from protocol.process.listening import ANY_ADDRESS
 from protocol.process.model_folder import resolve_model
 from protocol.process.settings import (
     CommandSettings,
+    Host,
     ModelPath,
     RedisSettings,
     check_keys,
@@ -31,7 +33,7 @@ from protocol.process.settings import (
 from router.settings import RouterSettings
 
 ONE_WORKER_ONLY = frozenset(
-    {"config", "worker", "advertise", "parent_pid", "processes", "process", "siblings"}
+    {"config", "worker", "advertise", "kv_port", "parent_pid", "processes", "process", "siblings"}
 )
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 P = TypeVar("P", bound="PoolSettings")
@@ -52,6 +54,8 @@ class PoolSettings(RedisSettings):
     """Prefill workers. 0 is the colocated mode: decode workers prefill their own requests."""
     decode: int = Field(default=1, ge=1, le=64)
     """Decode workers."""
+    host: Host = "127.0.0.1"
+    """Where others reach us."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads of each worker. 0: the cores divided among the workers."""
     pin: bool = False
@@ -67,6 +71,11 @@ class PoolSettings(RedisSettings):
     """Show every log line of every process, not only warnings."""
 
     @property
+    def loopback(self) -> str:
+        """Where all but the API listens: of the family of `host`, for it may be the only one."""
+        return "::1" if ":" in self.host and self.host != ANY_ADDRESS else "127.0.0.1"
+
+    @property
     def api_name(self) -> str:
         """The model's name in the API."""
         return self.served_name or self.model.resolve().name
@@ -75,8 +84,9 @@ class PoolSettings(RedisSettings):
 class UpSettings(PoolSettings):
     """One router, its workers and, unless told of one, a Redis: all on this machine."""
 
-    host: str = "127.0.0.1"
-    """Interface of the HTTP API. Only the router listens there; all else stays on loopback."""
+    host: Host = "127.0.0.1"
+    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Only the router listens there; all
+    else stays on loopback."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one, shown when ready."""
     router_processes: int = Field(default=1, ge=1, le=64)

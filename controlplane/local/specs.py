@@ -71,7 +71,7 @@ def worker_specs(
             "model": str(settings.model),
             "worker": name,
             "dtype": settings.dtype,
-            "host": "127.0.0.1",
+            "host": settings.loopback,
             "port": "0",
             "metrics-port": str(metrics_ports[index]),
             "threads": str(threads),
@@ -90,12 +90,11 @@ def router_spec(
     settings: UpSettings, *, redis: RedisAddress, port: int, env: Mapping[str, str]
 ) -> ChildSpec:
     flags = {
-        "model": str(settings.model),
         "host": settings.host,
         "port": str(port),
         "processes": str(settings.router_processes),
+        "linger-s": "0",  # nothing is before it that would send on
         "drain-s": str(settings.drain_s),
-        **({"served-name": settings.served_name} if settings.served_name else {}),
     }
     return _spec("router", "router", flags, {**redis_env(redis), **env})
 

@@ -19,7 +19,8 @@ from controlplane.local.ports import kept_ports
 from controlplane.local.specs import share_of_gpu, worker_names, worker_specs
 from controlplane.local.up import SIGNALS, first_failure
 from controlplane.local.watch import http_answers, watch
-from controlplane.local.workers_settings import NodeFlags, NodeSettings, load_node
+from controlplane.local.workers_settings import KV_PORTS, NodeFlags, NodeSettings, load_node
+from protocol.process.listening import ANY_ADDRESS, bracketed
 from protocol.process.machine import check_device, num_gpus, usable_cores
 from protocol.process.run import Shutdown, ask_by_signals
 
@@ -63,9 +64,8 @@ async def _running(
 ) -> AsyncIterator[None]:
     settings = flags.settings
     names, local = worker_names(settings), _own_host(settings.host)
-    with kept_ports(local, 0, num=len(names), setting="metrics_port") as ports:
-        in_url = f"[{local}]" if ":" in local else local
-        addresses = {n: f"http://{in_url}:{p}" for n, p in zip(names, ports, strict=True)}
+    with kept_ports(settings.host, 0, num=len(names), setting="metrics_port") as ports:
+        addresses = {n: f"http://{bracketed(local)}:{p}" for n, p in zip(names, ports, strict=True)}
         status = NodeStatus(addresses)
         async with status.served(settings.host, settings.metrics_port):
             display.begin(_headline(settings, port=status.port))
@@ -113,10 +113,8 @@ def own_flags(settings: NodeSettings, index: int, name: str, *, num_gpus: int) -
     flags = {"worker": f"{settings.prefix}-{name}", "host": settings.host, "device": device}
     if settings.advertise:
         flags["advertise"] = settings.advertise
-    for flag, first in (("port", settings.port), ("kv-port", settings.kv_port)):
-        if first:
-            flags[flag] = str(first + index)
-    return flags
+    ports = (("port", settings.port, 1), ("kv-port", settings.kv_port, KV_PORTS))
+    return flags | {flag: str(first + stride * index) for flag, first, stride in ports if first}
 
 
 async def _note_ready(
@@ -147,7 +145,7 @@ async def _stop(children: Sequence[Child], settings: NodeSettings, *, hurry: asy
 
 def _own_host(host: str) -> str:
     """Where this process reaches what listens on `host`."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return {"0.0.0.0": "127.0.0.1", ANY_ADDRESS: "127.0.0.1"}.get(host, host)
 
 
 def _headline(settings: NodeSettings, *, port: int) -> str:

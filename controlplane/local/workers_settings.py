@@ -10,6 +10,10 @@ from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.process.machine import host_name
 from protocol.process.model_folder import resolve_model
+from protocol.process.settings import Host
+
+KV_PORTS = 4
+"""Of one worker: `worker.transfers.settings.TransferSettings.kv_port` says which."""
 
 
 class NodeSettings(PoolSettings):
@@ -28,15 +32,16 @@ class NodeSettings(PoolSettings):
     CPU."""
     worker: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,80}$")
     """What the workers' names begin with; it is no other node's. Empty: the host's name."""
-    host: str = "127.0.0.1"
-    """Interface to listen on."""
+    host: Host = "127.0.0.1"
+    """Address to listen on; `::` is every one, IPv6 and IPv4."""
     advertise: str = ""
     """Host that routers and other workers connect to. Empty: the same as `host`."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port that routers connect to of the first worker, the next one's is one higher, and so on.
     0: any free ones."""
-    kv_port: int = Field(default=0, ge=0, le=65535)
-    """Port by which KV is fetched, likewise."""
+    kv_port: int = Field(default=0, ge=0, le=65532)
+    """First of the four ports by which KV is fetched from the first worker; the next one's begin
+    four higher."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of `/ready`, `/health` and `/metrics` of all workers together. 0: any free one, shown at
     the start."""
@@ -45,9 +50,9 @@ class NodeSettings(PoolSettings):
     def _some_workers(self) -> "NodeSettings":
         if self.prefill + self.decode == 0:
             raise ValueError("prefill and decode are both 0: nothing would run")
-        for name in ("port", "kv_port"):
+        for name, stride in (("port", 1), ("kv_port", KV_PORTS)):
             first = getattr(self, name)
-            if first and first + self.prefill + self.decode - 1 > 65535:
+            if first and first + stride * (self.prefill + self.decode) > 65536:
                 raise ValueError(f"{name}: {first}: there are not so many ports above it")
         return self
 

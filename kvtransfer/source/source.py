@@ -31,13 +31,14 @@ from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
 from kvtransfer.transports.base import HelpCopy, Listener, ListenOptions, Unreachable
-from kvtransfer.transports.control import ControlServer, Poller, in_address
+from kvtransfer.transports.control import ControlServer, Poller
 from kvtransfer.transports.polling import Ticker
 from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
 from protocol.ids import BlockHash, Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
 from protocol.messages import Ticket
+from protocol.process.listening import bracketed
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +60,15 @@ class Source:
     def __init__(
         self, *, memory: Pool, layout: Layout, worker: WorkerId, epoch: Epoch, compat: str,
         on_lease_end: Callable[[LeaseEnd], None], host: str = "127.0.0.1",
-        advertised_host: str = "", lease_ttl_s: float = 6.0,
+        advertised_host: str = "", port: int = 0, lease_ttl_s: float = 6.0,
         transports: Sequence[str] | None = None, help_copy: HelpCopy = "auto",
         socket_folder: str = "",
         on_borrow: Callable[["Source", AskedLoan], None] | None = None,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """Listen at once, on free ports of `host`.
+        """Listen at once: on `port` of `host` and, over TCP, on those that follow it, in the order
+        of `planes.PORTS`; 0: on free ones.
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
         """
@@ -85,7 +87,7 @@ class Source:
         transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
-        self._listen(host, transports)
+        self._listen(host, port, transports)
         self._leases = LeaseTable(self._means, self._connect_sinks)
         self._thread = threading.Thread(target=self._run, name="kv-source", daemon=True)
         self._thread.start()
@@ -186,14 +188,14 @@ class Source:
         mark = WRITTEN if awaited else self._means.memory.mark()
         self._calls.add(partial(self._unwritten.append, (mark, call)))
 
-    def _listen(self, host: str, transports: Sequence[str]) -> None:
-        self._control = ControlServer(host)
-        self.address = f"tcp://{in_address(self._advertised_host)}:{self._control.port}"
+    def _listen(self, host: str, port: int, transports: Sequence[str]) -> None:
+        self._control = ControlServer(host, port)
+        self.address = f"tcp://{bracketed(self._advertised_host)}:{self._control.port}"
         self._listeners: list[Listener] = []
         try:
             for name in transports:
                 try:
-                    self._listeners.append(self._listener(name, host))
+                    self._listeners.append(self._listener(name, host, port))
                 except Unreachable as error:
                     log.info("transport not served", extra={"transport": name, "why": str(error)})
         except (TransferError, OSError):
@@ -221,10 +223,10 @@ class Source:
             sum_kinds=memory.sum_kinds, on_lost=on_lost, clock=self._means.clock,
         )  # fmt: skip
 
-    def _listener(self, transport: str, host: str) -> Listener:
+    def _listener(self, transport: str, host: str, port: int) -> Listener:
         options = ListenOptions(
-            host=host, epoch=self._means.epoch, help_copy=self._help_copy,
-            socket_folder=self._socket_folder,
+            host=host, port=planes.port_of(transport, port), epoch=self._means.epoch,
+            help_copy=self._help_copy, socket_folder=self._socket_folder,
         )  # fmt: skip
         return planes.listen(transport, self._means.memory, options)
 
@@ -271,5 +273,5 @@ class Source:
 def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, ...]:
     """Where sinks connect; a listener that has only a port is at `host`, whose name is looked up
     here: a sink would do it on the thread that renews its leases, and refuses."""
-    host = in_address(host)
+    host = bracketed(host)
     return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)

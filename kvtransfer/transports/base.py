@@ -38,7 +38,9 @@ class ListenOptions:
     """How a source listens, on any plane."""
 
     host: str
-    """The address on whose free ports planes over TCP listen."""
+    """The address on which planes over TCP listen."""
+    port: int = 0
+    """Of a plane over TCP. 0: a free one."""
     epoch: Epoch
     help_copy: HelpCopy = "auto"
     socket_folder: str = ""

@@ -16,6 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 from kvtransfer.messages import MAX_CONTROL_BYTES, ToSink, ToSource, to_sink, to_source
 from kvtransfer.transports.polling import FdPoller
 from protocol.errors import PeerLost, TransferError, WireError
+from protocol.process.listening import bracketed, unlistenable
 
 _QUEUE_MESSAGES = 4_096
 """Far more than any honest link has in flight: a few messages a fetch."""
@@ -129,19 +130,20 @@ class Poller:
 class ControlServer(ControlEnd):
     """The source's end: one socket for all its sinks."""
 
-    def __init__(self, host: str) -> None:
-        """Listen on a free port of `host`. Raises TransferError when it cannot."""
+    def __init__(self, host: str, port: int = 0) -> None:
+        """Listen on `port` of `host`, 0: a free one. Raises TransferError when it cannot."""
         self._context = zmq.Context(io_threads=1)
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._socket = self._context.socket(zmq.ROUTER)
-        address = f"tcp://{in_address(host)}"
+        address = f"tcp://{bracketed(host)}"
         _limit(self._socket, address)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
-            self.port = self._socket.bind_to_random_port(address)
+            self._socket.bind(f"{address}:{port or '*'}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise TransferError(f"cannot listen on {host}: {error}") from error
+            raise TransferError(str(unlistenable("kv_port", host, port, error))) from error
+        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
     def receive(self) -> Iterator[tuple[Identity, ToSource | WireError]]:
         """What has come; what is not a message comes as its error."""
@@ -239,11 +241,6 @@ class ControlLink(ControlEnd):
             return
         event = zmq.Event(parse_monitor_message(frames)["event"])
         raise PeerLost(f"control link: {event!r}")
-
-
-def in_address(host: str) -> str:
-    """A host as it stands before a port: IPv6 addresses in brackets."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _limit(sock: "zmq.Socket[bytes]", address: str) -> None:

@@ -62,6 +62,16 @@ _IN_HOST: Final[dict[str, DataPlane[BlockMemory]]] = {
 }
 PLANES: Final[dict[str, DataPlane[Any]]] = {**_ON_DEVICE, **_ANYWHERE, **_IN_HOST}
 
+PORTS: Final = ("tcp", "ucx", "nccl")
+"""Planes that listen on ports: on the first, second and third after that of a source's control."""
+
+
+def port_of(transport: str, control_port: int) -> int:
+    """Where a plane listens; 0: anywhere, or on no port at all."""
+    if not control_port or transport not in PORTS:
+        return 0
+    return control_port + 1 + PORTS.index(transport)
+
 
 def of_pool(pool: Pool) -> tuple[str, ...]:
     """Those that can move this pool's blocks, the best first."""

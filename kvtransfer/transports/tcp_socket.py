@@ -13,7 +13,8 @@ from typing import Final
 
 from kvtransfer.transports.base import Unreachable
 from kvtransfer.transports.dial import Port, connect
-from protocol.errors import TransferError
+from protocol.errors import SettingsError, TransferError
+from protocol.process.listening import bound_socket
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +27,16 @@ _PROBE_S: Final = 2
 
 
 class TcpPort(Port):
-    """A free TCP port of a source, from which its listeners inherit."""
+    """A TCP port of a source, from which its listeners inherit."""
 
-    def __init__(self, host: str) -> None:
-        """Listen on a free port of `host`. Raises TransferError when it cannot."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.socket(family, socket.SOCK_STREAM)
+    def __init__(self, host: str, port: int = 0) -> None:
+        """Listen on `port` of `host`, 0: a free one. Raises TransferError when it cannot."""
+        try:
+            self._sock = bound_socket(host, port, setting="kv_port")
+        except SettingsError as error:
+            raise TransferError(str(error)) from error
         try:
             _tune_listening(self._sock, host)
-            self._sock.bind((host, 0))
             self._sock.listen(_BACKLOG)
         except OSError as error:
             self._sock.close()

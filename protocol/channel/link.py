@@ -35,8 +35,11 @@ class WorkerLink:
         silent_after_s: float = SILENT_AFTER_S,
         resolver: Resolver | None = None,
         num_links: Callable[[], int] = lambda: 1,
+        version: int = WIRE_VERSION,
     ) -> None:
-        """`num_links`: workers that this router hears, for them to know."""
+        """`num_links`: workers that this router hears, for them to know. `version`: of the wire,
+        as the worker speaks it (`Registration.wire`)."""
+        self._version = version
         self._resolver = resolver or Resolver()
         self._num_links = num_links
         self._address = address
@@ -72,7 +75,7 @@ class WorkerLink:
             self._reader.start()
             self._watch.start()
             self._tending = self._tasks.create_task(self._tend(), name="link-tend")
-            self.send_now(Hello(router=self._router, version=WIRE_VERSION))
+            self.send_now(Hello(router=self._router, version=self._version))
             self.registration = await self._welcome()
         except zmq.ZMQError as error:
             await self._close()
@@ -146,10 +149,10 @@ class WorkerLink:
             raise PeerLost(f"worker at {self._address} did not answer Hello") from error
         if message is None:
             raise PeerLost(f"worker at {self._address}: {self.lost}")
-        if message.version != WIRE_VERSION:
+        if message.version != self._version:
             raise WireError(
-                f"worker {message.registration.worker} speaks version {message.version}, "
-                f"this router {WIRE_VERSION}"
+                f"worker {message.registration.worker} speaks version {message.version} of the "
+                f"wire, and registered version {self._version}"
             )
         return message.registration
 

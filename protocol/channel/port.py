@@ -24,8 +24,17 @@ from protocol.channel.wire import (
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import WireError
 from protocol.ids import RouterId
-from protocol.messages import Abort, Computation, Hello, Ping, Registration, ToRouter, Welcome
-from protocol.process.machine import unlistenable
+from protocol.messages import (
+    Abort,
+    AskText,
+    Computation,
+    Hello,
+    Ping,
+    Registration,
+    ToRouter,
+    Welcome,
+)
+from protocol.process.listening import bracketed, unlistenable
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
 _FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"
@@ -53,7 +62,7 @@ class RouterMessage:
     """What a router asks for."""
 
     router: RouterId
-    message: Computation | Abort
+    message: Computation | Abort | AskText
 
 
 Arrival = RouterJoined | RouterGone | RouterMessage
@@ -91,7 +100,8 @@ class RouterPort:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
-            self._socket.bind(f"tcp://{host}:{port}")
+            self._socket.setsockopt(zmq.IPV6, ":" in host)
+            self._socket.bind(f"tcp://{bracketed(host)}:{port}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise unlistenable("port", host, port, error) from error
@@ -134,7 +144,7 @@ class RouterPort:
         match arrival:
             case RouterJoined(router, is_new_link=True):
                 self._num_received[router] = 0
-            case RouterMessage(router, message) if not isinstance(message, Abort):
+            case RouterMessage(router, message) if not isinstance(message, Abort | AskText):
                 self._num_received[router] = self.num_received(router) + 1
         return arrival
 

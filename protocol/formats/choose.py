@@ -83,6 +83,13 @@ def choose_formats(
     return Formats(tokenizer, tools=found, thinking=thinking)
 
 
+def check_formats(*, tools: str, reasoning: str) -> None:
+    """SettingsError for a name that is no format's, whatever the checkpoint."""
+    always: Mapping[str, None] = dict.fromkeys(("auto", "none", NAME))
+    _named("tool_format", tools, {**always, **{of.name: None for of, _ in BY_TEMPLATE}})
+    _named("reasoning_format", reasoning, {**always, **{tags.name: None for tags in TAGS}})
+
+
 def _tool_format(name: str, tokenizer: Tokenizer) -> OutputFormat | None:
     """A format known here reads more than the checkpoint's own table says."""
     if name == "none":
@@ -136,6 +143,6 @@ def _own(read: Callable[[Mapping[str, Any]], T | None], tokenizer: Tokenizer) ->
 
 def _named(setting: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
-        names = ", ".join(("auto", "none", *sorted(known)))
+        names = ", ".join(("auto", "none", *sorted(known.keys() - {"auto", "none"})))
         raise SettingsError(f"{setting}: {name!r} is none of {names}")
     return known[name]

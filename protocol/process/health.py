@@ -72,6 +72,9 @@ class Health:
         """At what, since when it has not gone on, and what had been done by then."""
         self._no_kv: str | None = None
         self._last: tuple[WorkerState, float, float] | None = None
+        self.store_wait: Callable[[], str | None] = lambda: None
+        """What it waits for of Redis, without which no router finds it."""
+        self._waits_for: str | None = None
 
     def note(self, state: WorkerState, *, turn_s: float = 0.0) -> None:
         """With every beat, and at once when the state changes; `turn_s` as
@@ -85,6 +88,11 @@ class Health:
     def note_progress(self, doing: str) -> None:
         """Loading goes on. Before the first of these nothing is expected to."""
         self._loading = (doing, self._clock(), self._activity())
+
+    def note_waiting(self, why: str | None) -> None:
+        """What it waits for before it is ready, besides what its state says: Redis at the start,
+        routers that have not met it. None: for nothing."""
+        self._waits_for = why
 
     def not_alive(self) -> str | None:
         """Why the process should be started again; None when it need not. Loading is living, as
@@ -112,8 +120,10 @@ class Health:
     def not_ready(self) -> str | None:
         """Why it takes no requests; None when it does."""
         if self._last is None:
-            return "loading"
-        return "draining" if self._last[0] == "draining" else self.not_alive() or self._no_kv
+            return self.store_wait() or self._waits_for or "loading"
+        if self._last[0] == "draining":
+            return "draining"
+        return self.not_alive() or self.store_wait() or self._waits_for or self._no_kv
 
 
 def with_health(app: App, health: Health) -> App:

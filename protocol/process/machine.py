@@ -1,7 +1,6 @@
 """Facts about this machine that a worker sizes itself by: cores, memory, its own address."""
 
 import ctypes
-import errno
 import os
 import resource
 import socket
@@ -119,14 +118,6 @@ def read_text(path: Path) -> str:
 
 def host_name() -> str:
     return socket.gethostname()
-
-
-def unlistenable(setting: str, host: str, port: int, error: Exception) -> SettingsError:
-    """Why nothing can listen there: the host's fault, or that of `setting`, a port's."""
-    of_host = isinstance(error, socket.gaierror | ValueError)
-    of_host |= getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL)
-    why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
-    return SettingsError(f"{'host' if of_host else setting}: cannot listen on {host}:{port}: {why}")
 
 
 def is_loopback(host: str) -> bool:

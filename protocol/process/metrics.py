@@ -9,11 +9,11 @@ from functools import partial
 from itertools import accumulate
 from typing import Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 
-from protocol.process.health import Health, with_health
-from protocol.process.machine import unlistenable
+from protocol.process.health import Health
+from protocol.process.metrics_server import serve_metrics
 
 M = TypeVar("M", bound="Counter | Gauge | Histogram | TokenHistogram")
 
@@ -204,14 +204,7 @@ class WorkerMetrics(MetricTable):
         ends; None: does not. Raises SettingsError when the port cannot be had."""
         if port is None:
             return
-        try:
-            server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except (OSError, ValueError) as error:
-            raise unlistenable("metrics_port", host, port, error) from error
-        self.port = server.server_port
-        app = server.get_app()
-        assert app is not None
-        server.set_app(with_health(app, self.health))
+        self.port = serve_metrics(self.registry, self.health, host=host, port=port)
 
 
 class RouterMetrics(MetricTable):
@@ -300,6 +293,14 @@ class RouterMetrics(MetricTable):
     key_reloads = MetricRow(
         Counter, "baton_router_key_reloads",
         "Times that the keys file had changed, by outcome: loaded, or refused.", "outcome")
+    alias_reloads = MetricRow(
+        Counter, "baton_router_alias_reloads",
+        "Times that the aliases file had changed, by outcome: loaded, or refused.", "outcome")
+    texts = MetricRow(Gauge, "baton_router_texts", "Texts of models that are read.")
+    text_fetches = MetricRow(
+        Counter, "baton_router_text_fetches",
+        "Times that a text was looked for, by outcome: kept (on disk here), had (of a worker), "
+        "lost (that worker was, or sent something else), refused (it is of no use).", "outcome")
     # fmt: on
 
 

@@ -22,12 +22,8 @@ from protocol.text.model_files import (
     missing,
 )
 from protocol.text.text_config import read_json_object, read_json_object_if_there
+from protocol.text.text_files import TEXT_FILES
 
-_TEXT_FILES = (
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
-    *("additional_chat_templates/*.jinja", "modules.json", "*_Pooling/config.json"),
-)
 _WEIGHT_FILES = (
     *(WEIGHTS_INDEX, "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
     *("adapter_config.json", "adapter_model.*"),
@@ -79,7 +75,7 @@ class HubModel:
     @property
     def text_files(self) -> tuple[HubFile, ...]:
         """Of those that Baton reads, all but the weights: they say which are the weights."""
-        wanted = (*_TEXT_FILES, *_WEIGHT_FILES)
+        wanted = (*TEXT_FILES, *_WEIGHT_FILES)
         return tuple(one for one in self.files if any(fnmatchcase(one.name, w) for w in wanted))
 
     def weight_files(self, folder: Path) -> tuple[HubFile, ...]:
@@ -149,6 +145,19 @@ def resolve_model(model: Path, *, weights: bool = True) -> ModelFolder:
     return found
 
 
+def expected_name(model: Path) -> str:
+    """`ModelFolder.name` of what `resolve_model` will find, without asking anybody; "" where it
+    cannot be told."""
+    try:
+        found = _on_disk(model.expanduser())
+    except (CheckpointError, OSError, RuntimeError):
+        return ""
+    if found is not None:
+        return found.name
+    parts = _NAME.fullmatch(str(model))
+    return "" if parts is None else parts[1]
+
+
 def _on_disk(path: Path) -> ModelFolder | None:
     """Of the hub's cache the snapshot of `main`, or the only one; any other folder as it is."""
     if path.exists() and not path.is_dir():
@@ -198,7 +207,7 @@ def _by_name(asked: str, *, weights: bool) -> ModelFolder:
         disable_progress_bars()
     hub = HfApi()
     try:
-        wanted = [*_TEXT_FILES, *(_WEIGHT_FILES if weights else ())]
+        wanted = [*TEXT_FILES, *(_WEIGHT_FILES if weights else ())]
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
         commit, needed = folder.name, [["config.json"], [TOKENIZER]]
         if weights and (folder / "config.json").exists():

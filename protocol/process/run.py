@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
@@ -22,6 +22,8 @@ EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
 ECHO_S = 0.1
 """The kernel tells of a supervisor's death once for each of its threads: one wish to end."""
+NUM_THREADS = 16
+"""Of the loop's own: more than look-ups that hang at once, for each is tried again after 2 s."""
 _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -89,6 +91,14 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
+class _NobodyWaits(ThreadPoolExecutor):
+    """For what the loop's libraries do in threads, look-ups of names above all: one that no server
+    answers takes ten seconds, which an end does not wait for."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
 async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
     """Does slow start-up work in a thread. If asked to stop meanwhile the process ends at once:
     it has accepted nothing, and a library in the middle of reading weights cannot be stopped."""
@@ -126,6 +136,8 @@ async def _run(
     main: Callable[[Shutdown], Awaitable[int]], parent_pid: int, signals: Sequence[signal.Signals]
 ) -> int:
     shutdown = Shutdown(echo_s=ECHO_S if parent_pid else 0.0)
+    threads = _NobodyWaits(NUM_THREADS, thread_name_prefix="loop")
+    asyncio.get_running_loop().set_default_executor(threads)
     ask_by_signals(shutdown, *signals)
     if not parent_pid:
         return await main(shutdown)

@@ -47,6 +47,15 @@ ModelPath = Annotated[Path, BeforeValidator(_local)]
 """A directory or, where there is none, a name (`protocol.process.model_folder`)."""
 
 
+def _without_brackets(value: object) -> object:
+    """An IPv6 address as URLs have it is one."""
+    return value.strip("[]") if isinstance(value, str) else value
+
+
+Host = Annotated[str, BeforeValidator(_without_brackets)]
+"""An address or a name."""
+
+
 class CommandSettings(BaseSettings):
     """Base of all settings, those of the command line's tools included."""
 
@@ -146,9 +155,10 @@ class WorkerSettings(ProcessSettings):
     """Model name in the API. Empty: that on the hub, or the directory's."""
     worker: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,100}$")
     """Stable name of this worker, e.g. `decode-0`. Empty: role, host name and process id."""
-    host: str = "127.0.0.1"
-    """Interface to listen on. Loopback, because without a cluster secret nobody else may in."""
-    advertise: str = ""
+    host: Host = "127.0.0.1"
+    """Address to listen on; `::` is every one, IPv6 and IPv4. Loopback, because without a cluster
+    secret nobody else may in."""
+    advertise: Host = ""
     """Host that routers and other workers connect to. Empty: the same as `host`."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port routers connect to. 0: any free one; Redis tells the routers which."""

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from protocol.errors import SettingsError, StoreError
 from protocol.store.address import RedisAddress
+from protocol.store.contact import Contact
 
 
 class RedisConnection:
@@ -23,6 +24,8 @@ class RedisConnection:
 
     def __init__(self, address: RedisAddress, *, deadline_s: float = 2.0) -> None:
         self.address = address
+        self.contact = Contact(address.place)
+        """For those who ask again and again, to say what came of it."""
         self._deadline_s = deadline_s
         try:
             self._redis = Redis.from_url(

@@ -1,7 +1,10 @@
-"""Who the workers are, and which blocks each one has.
+"""Who the workers and routers are, and which blocks each worker has.
 
-Keys, all of which begin with the address's prefix and die with their worker's epoch:
-- `worker:{id}`: a packed `WorkerRecord`, with a time to live.
+Keys, which all begin with the address's prefix. Those with a time to live:
+- `worker:{id}`: a packed `WorkerRecord`; `coming:{id}`: a `ComingWorker`, before that one.
+- `router:{id}`: a packed `RouterRecord`.
+
+Those that die with their worker's epoch:
 - `kv:events`: the stream of packed `BlockEvent`s of all workers, trimmed.
 - `kv:blocks:{id}:{epoch}`: the set of block hashes, and `kv:sequence:{id}:{epoch}`, the number
   of the last event it holds: the snapshot for a router that starts or sees a gap.
@@ -12,19 +15,22 @@ strictly as any message.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import msgspec
 from redis.asyncio.client import Pipeline
 
 from protocol.blocks import HASH_BYTES, ChangeKind, unpack_hashes
-from protocol.ids import BlockHash, Epoch, WorkerId
-from protocol.messages import Beat, Registration
+from protocol.ids import BlockHash, Epoch, RouterId, WorkerId
+from protocol.messages import Beat, Registration, Role
 from protocol.store.connection import RedisConnection
 
 STREAM_START = "0-0"
 MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
+_MEMBERS = "[wcr]o????:*"
+"""Keys of workers, of those that come and of routers: one walk finds all."""
 _CHUNK_HASHES = 8192
 T = TypeVar("T")
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -35,6 +41,32 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     registration: Registration
     beat: Beat
+
+
+class ComingWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """What `coming:{id}` holds: a worker that loads, and registers when it has."""
+
+    worker: WorkerId
+    role: Role
+    model: str
+    """As of `Registration.model`; "" while it is not known yet."""
+
+
+class RouterRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What `router:{id}` holds: a router that serves, or is about to."""
+
+    router: RouterId
+    wires: tuple[int, ...]
+    """Versions of the wire that it speaks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """All that have an entry, each kind by name. An entry that cannot be read is left out."""
+
+    workers: tuple[WorkerRecord, ...] = ()
+    coming: tuple[ComingWorker, ...] = ()
+    routers: tuple[RouterRecord, ...] = ()
 
 
 class BlockEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +95,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _records = msgspec.msgpack.Decoder(WorkerRecord)
+_coming = msgspec.msgpack.Decoder(ComingWorker)
+_routers = msgspec.msgpack.Decoder(RouterRecord)
 _events = msgspec.msgpack.Decoder(BlockEvent)
 
 
@@ -80,11 +114,13 @@ class Store(RedisConnection):
         return self._key("kv:events")
 
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
-        """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long."""
+        """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long. It comes no more: it
+        is here."""
         worker, epoch = record.registration.worker, record.registration.epoch
         ttl_ms = round(ttl_s * 1000)
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
             pipe.set(self._key(f"worker:{worker}"), _encoder.encode(record), px=ttl_ms)
+            pipe.delete(self._key(f"coming:{worker}"))
             pipe.pexpire(self.blocks_key(worker, epoch), ttl_ms)
             pipe.pexpire(self.sequence_key(worker, epoch), ttl_ms)
             await pipe.execute()
@@ -103,15 +139,48 @@ class Store(RedisConnection):
         async with self._deadline():
             await self._redis.transaction(body, key)
 
-    async def list_workers(self) -> tuple[WorkerRecord, ...]:
-        """Registered workers, by name. A record that cannot be read is left out."""
+    async def announce(self, coming: ComingWorker, *, ttl_s: float) -> None:
+        """Writes `coming:{id}`; `register` or `withdraw` takes it away."""
         async with self._deadline():
-            keys = [
-                key async for key in self._redis.scan_iter(match=self._key("worker:*"), count=1000)
-            ]
-            values = await self._redis.mget(sorted(set(keys))) if keys else []
-        records = (_decoded(_records, cast(bytes | None, value)) for value in values)
-        return tuple(record for record in records if record is not None)
+            key, ttl_ms = self._key(f"coming:{coming.worker}"), round(ttl_s * 1000)
+            await self._redis.set(key, _encoder.encode(coming), px=ttl_ms)
+
+    async def withdraw(self, worker: WorkerId) -> None:
+        async with self._deadline():
+            await self._redis.delete(self._key(f"coming:{worker}"))
+
+    async def register_router(self, record: RouterRecord, *, ttl_s: float) -> None:
+        """Writes `router:{id}`."""
+        async with self._deadline():
+            key, ttl_ms = self._key(f"router:{record.router}"), round(ttl_s * 1000)
+            await self._redis.set(key, _encoder.encode(record), px=ttl_ms)
+
+    async def deregister_router(self, router: RouterId) -> None:
+        async with self._deadline():
+            await self._redis.delete(self._key(f"router:{router}"))
+
+    async def list_members(self) -> Members:
+        """Workers, those that come, and routers, as of one moment."""
+        async with self._deadline():
+            keys = {
+                key async for key in self._redis.scan_iter(match=self._key(_MEMBERS), count=1000)
+            }
+            names = sorted(cast(set[bytes], keys))
+            values = cast(list[bytes | None], await self._redis.mget(names)) if names else []
+        found = list(zip(names, values, strict=True))
+        return Members(
+            workers=_of_kind(self._key("worker:"), found, _records),
+            coming=_of_kind(self._key("coming:"), found, _coming),
+            routers=_of_kind(self._key("router:"), found, _routers),
+        )
+
+    async def list_workers(self) -> tuple[WorkerRecord, ...]:
+        """Registered workers, as of `Members`."""
+        return (await self.list_members()).workers
+
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        """Routers, as of `Members`."""
+        return (await self.list_members()).routers
 
     async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> bool:
         """Appends one worker's events, in order, and applies them to its snapshot: all or
@@ -201,6 +270,13 @@ async def _packed_in_slices(members: list[bytes]) -> bytes:
         del chunk
         await asyncio.sleep(0)
     return bytes(packed)
+
+
+def _of_kind(
+    kind: str, found: Sequence[tuple[bytes, bytes | None]], decoder: msgspec.msgpack.Decoder[T]
+) -> tuple[T, ...]:
+    read = (_decoded(decoder, value) for key, value in found if key.startswith(kind.encode()))
+    return tuple(one for one in read if one is not None)
 
 
 def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:

@@ -71,7 +71,16 @@ class WaitingRoom:
         self._may_have_room = False
         self._pause_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        metrics.queue_tokens.set_function(lambda: self._queue.num_tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """As expected, of those that wait."""
+        return self._queue.num_tokens
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody waits, and nobody that waited runs."""
+        return not self._places and not self._paid
 
     def expected(
         self,

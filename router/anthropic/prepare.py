@@ -12,8 +12,10 @@ from protocol.ids import RequestId
 from router.anthropic.schemas import MessagesRequest, Thinking
 from router.anthropic.turns import turns_of
 from router.api.errors import bad_field
-from router.api.generation import Generation, check_model
+from router.api.generation import Generation
+from router.api.model_choice import Choose
 from router.api.parsing import parse_body
+from router.models.model_text import ModelText
 from router.openai.conversation import Chat, Conversation
 from router.openai.encode import encode_chat
 from router.openai.output import check_wishes
@@ -36,22 +38,23 @@ class MessageGeneration(Generation):
 
 
 def prepare_message(
-    runtime: Runtime, body: bytes, request: RequestId, context: int
+    runtime: Runtime, body: bytes, request: RequestId, choose: Choose
 ) -> MessageGeneration:
-    """`context` is what `context_tokens` said on the event loop. Beyond its room `max_tokens` asks
-    for nothing: agents ask for 32,000 whatever the model is."""
+    """Raises ApiError, and what `choose` does. Beyond the room of the context `max_tokens` asks for
+    nothing: agents ask for 32,000 whatever the model is."""
     asked = parse_body(MessagesRequest, body)
     if asked.max_tokens is None:
         raise bad_field("max_tokens", "required")
+    chosen = choose(asked.model)
     conversation = Conversation(
-        chat=chat_of(runtime, asked),
+        chat=chat_of(chosen.text, asked),
         sampling=msgspec.structs.replace(asked, stop=asked.stop_sequences),
         max_tokens=asked.max_tokens,
         clamps_max_tokens=True,
         answer_grammar=_answer_grammar(asked),
         parallel=not asked.tool_choice.disable_parallel_tool_use,
     )
-    generation = prepare_conversation(runtime, conversation, request, context)
+    generation = prepare_conversation(runtime, conversation, request, chosen)
     known = {one.name: getattr(generation, one.name) for one in fields(Generation)}
     return MessageGeneration(
         **known | {"id": f"msg_{request}"},
@@ -60,16 +63,17 @@ def prepare_message(
     )
 
 
-def count_tokens(runtime: Runtime, body: bytes, *, context: int) -> dict[str, int]:
+def count_tokens(choose: Choose, body: bytes) -> dict[str, int]:
     """Of what would be a request of `/v1/messages`."""
     asked = parse_body(MessagesRequest, body)
-    check_model(runtime, asked.model)
-    chat = chat_of(runtime, asked)
-    check_wishes(runtime, chat)
-    return {"input_tokens": len(encode_chat(runtime.tokenizer, chat, context=context))}
+    chosen = choose(asked.model)
+    text, chat = chosen.text, chat_of(chosen.text, asked)
+    check_wishes(text, chat)
+    num_tokens = len(encode_chat(text.tokenizer, chat, context=chosen.context_tokens))
+    return {"input_tokens": num_tokens}
 
 
-def chat_of(runtime: Runtime, asked: MessagesRequest) -> Chat:
+def chat_of(text: ModelText, asked: MessagesRequest) -> Chat:
     """Raises ApiError 400."""
     thinking, choice = asked.thinking, asked.choice
     turns = turns_of(asked.messages, asked.system)
@@ -81,19 +85,19 @@ def chat_of(runtime: Runtime, asked: MessagesRequest) -> Chat:
         names=NAMES,
         tools=asked.tools,
         choice=choice,
-        thinking=_wish_to_think(runtime, thinking),
+        thinking=_wish_to_think(text, thinking),
         effort=asked.output_config.effort,
         template_kwargs=kwargs,
         continue_final=turns[-1].role == "assistant",
     )
 
 
-def _wish_to_think(runtime: Runtime, thinking: Thinking | None) -> bool | None:
+def _wish_to_think(text: ModelText, thinking: Thinking | None) -> bool | None:
     """None: as the template does by itself, which is to think where there is no choice."""
     match thinking:
         case Thinking(type="enabled"):
-            template = runtime.tokenizer.chat_template
-            always = runtime.formats.reasoning_format != "none"
+            template = text.tokenizer.chat_template
+            always = text.formats.reasoning_format != "none"
             return None if always and template and not can_choose_thinking(template) else True
         case Thinking(type="disabled"):
             return False

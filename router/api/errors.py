@@ -12,17 +12,22 @@ from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
 from router.admission.shed import QueueShed
+from router.api.shown import shown
+from router.models.model_unknown import UnknownModel
 from router.requests.events import (
     NoWorkers,
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
 )
 from router.tenants.limit_reached import LimitReached
 
 log = logging.getLogger("baton.api")
 _WORKERS_LOST = "workers_lost"
+MAX_NAMES = 16
+"""Of models, told to who asks for another."""
 _NOT_AGAIN = (_WORKERS_LOST, "request_too_large")
 
 
@@ -164,6 +169,8 @@ def _told(error: BatonError) -> ApiError:
             return ApiError(503, message, code="no_workers", retry_after_s=wait_s)
         case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, _TOO_LONG, code="context_length_exceeded")
+        case UnknownModel():
+            return _unknown_model(error)
         case PoisonRequest():
             message = "Workers were lost with this request as the last that they had been given."
             return ApiError(500, message, code=_WORKERS_LOST)
@@ -185,12 +192,26 @@ def _told(error: BatonError) -> ApiError:
                 f"them all; try again in {wait_s:.3g}s."
             )
             return ApiError(503, message, code="retries_spent", retry_after_s=wait_s)
+        case RouterEnds():
+            message = "This server is being restarted; try again."
+            return ApiError(503, message, code="restarting", retry_after_s=1.0)
         case _ if error.retryable:
             message = "The workers that served this request were lost; try again."
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)
         case _:
             message = "The request failed in this server; its log has the reason."
             return ApiError(500, message, code="internal_error")
+
+
+def _unknown_model(error: UnknownModel) -> ApiError:
+    served = [f"`{name}`" for name in error.served[:MAX_NAMES]]
+    more = len(error.served) - len(served)
+    names = ", ".join(served) + (f" and {more} more" if more else "")
+    if error.name is None:
+        return bad_field("model", f"required, for several are served here: {names}")
+    those = f"{names} {'do' if len(error.served) > 1 else 'does'}" if served else "none does now"
+    message = f"The model `{shown(error.name)}` does not exist here; {those}."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def _limit_reached(error: LimitReached) -> ApiError:

@@ -11,9 +11,8 @@ import re
 import msgspec
 
 from router.api.errors import ApiError, bad_field, unsupported_field
+from router.api.shown import shown
 
-MAX_SHOWN = 60
-"""Characters of a wrong name or value that its error message repeats."""
 MAX_SEARCHED = 64 << 10
 """Bytes in which we look for what was unreadable; beyond it only the field is named."""
 MAX_DEPTH = 500
@@ -61,11 +60,6 @@ def explain_unreadable(error: Exception, raw: bytes, *, at: str = "") -> ApiErro
     else:
         param, rule = at or None, f"{_NOT_JSON}; {shown(str(error))}"
     return ApiError(400, f"{param or 'request body'}: {rule}", param=param, code="invalid_json")
-
-
-def shown(text: str) -> str:
-    """What the client wrote, short enough for a message."""
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _in_words(rule: str) -> str:

@@ -6,9 +6,8 @@ from typing import Literal
 
 from protocol.formats.contract import OutputParser
 from router.api.errors import ApiError, bad_field
-from router.api.explain import shown
+from router.models.model_text import ChosenModel
 from router.requests.events import GenerationRequest
-from router.runtime import Runtime
 
 MAX_ALTERNATIVES = 1 << 20
 """Of an answer that is not streamed, its tokens counted too: 64 to 128 MB of JSON."""
@@ -44,7 +43,8 @@ class Generation:
     """Of the answer's object, e.g. `chatcmpl-...`."""
     created: int
     """Unix seconds."""
-    model: str
+    chosen: ChosenModel
+    """What answers it."""
     stream: bool
     include_usage: bool
     continuous_usage: bool
@@ -68,16 +68,14 @@ class Generation:
     """Choices that are dispatched side by side; None: all."""
 
     @property
+    def model(self) -> str:
+        """As answers name it: an alias as what it stands for now."""
+        return self.chosen.text.version.model
+
+    @property
     def num_at_once(self) -> int:
         num = len(self.requests)
         return num if self.max_at_once is None else min(num, self.max_at_once)
-
-
-def context_tokens(runtime: Runtime) -> int:
-    """Prompt and output together, at most. For the event loop, where workers come and go."""
-    of_workers = runtime.cluster.max_context_tokens()
-    of_model = runtime.tokenizer.max_context_tokens
-    return of_model if of_workers is None else min(of_model, of_workers)
 
 
 def answer_too_large(kind: Kind) -> ApiError:
@@ -85,9 +83,3 @@ def answer_too_large(kind: Kind) -> ApiError:
     logprobs = "(1 + top_logprobs)" if kind == "chat" else "(1 + logprobs)"
     rule = f"at most {MAX_ALTERNATIVES} without `stream`; set `stream`, or lower one of the three"
     return bad_field("max_tokens", f"choices x max_tokens x {logprobs}: {rule}")
-
-
-def check_model(runtime: Runtime, model: str | None) -> None:
-    if model is not None and model != runtime.model:
-        message = f"The model `{shown(model)}` does not exist here; `{runtime.model}` does."
-        raise ApiError(404, message, param="model", code="model_not_found")

@@ -92,8 +92,12 @@ class Watchdog:
         )
 
     def _has_other(self, worker: KnownWorker) -> bool:
-        """Where there is nobody else, waiting is all that is left. A decode worker can prefill."""
+        """Where there is nobody else of its version, waiting is all that is left. A decode worker
+        can prefill."""
         return any(
-            one is not worker and name not in self.avoided and one.role in ("decode", worker.role)
+            one is not worker
+            and name not in self.avoided
+            and one.role in ("decode", worker.role)
+            and one.serves(worker.version)
             for name, one in self._linked()
         )

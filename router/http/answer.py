@@ -6,7 +6,6 @@ from typing import Any
 
 from protocol.formats.contract import Content, OutputEvent, Reasoning
 from protocol.messages import Token
-from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.exchange import Exchange
@@ -48,9 +47,8 @@ class Usage:
 class AnswerWriter(ABC):
     """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
         self._generation = generation
-        self._tokenizer = tokenizer
         self._exchange = exchange
         self.usage = Usage(generation)
         self._route: Route | None = None

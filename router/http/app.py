@@ -9,8 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import asdict
-from functools import cache, partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Any
 
@@ -26,16 +25,25 @@ from protocol.ids import RequestId
 from protocol.process.machine import usable_cores
 from protocol.process.version import baton_version
 from router.anthropic.errors import anthropic_error
-from router.anthropic.models import model_shape, models_shape
 from router.anthropic.prepare import count_tokens, prepare_message
 from router.api.errors import ApiError, ClientGone, as_api_error
-from router.api.generation import check_model, context_tokens
+from router.api.model_choice import Choose, ModelChoice
+from router.api.session import session_of
 from router.api.threads import Threads
 from router.http.admission import Stock
 from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
-from router.http.middleware import INTERNAL_ERROR, ApiMiddleware, client_of, show_error_of
+from router.http.kept_bodies import KeptBodies
+from router.http.middleware import (
+    INTERNAL_ERROR,
+    ApiMiddleware,
+    client_of,
+    request_id,
+    show_error_of,
+)
+from router.http.models.listing import ModelListing
+from router.http.models.tokens import detokenize, tokenize
 from router.http.openai.embedding_answer import EmbeddingAnswer
 from router.http.openai.json_answer import JsonAnswer
 from router.http.openai.sse_answer import SseAnswer
@@ -51,7 +59,6 @@ from router.http.responses.kept import (
     not_cancelled,
     whole_response,
 )
-from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
 from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
@@ -126,7 +133,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.add_exception_handler(Exception, _mistake)
     _add_generation(app, answers)
     _add_responses(app, state)
-    _add_models(app, runtime)
+    _add_models(app, ModelListing(runtime.models, since=int(time.time())))
     _add_tokens(app, state)
     _add_operations(app, runtime, whole)
     _add_document(app, runtime)
@@ -152,6 +159,7 @@ def _app_state(runtime: Runtime) -> AppState:
         ),
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
+        kept_bodies=KeptBodies(),
         recent=new_recent_answers(runtime),
         threads=Threads(runtime.tokenize_threads, name="tokenize", num_cores=len(usable_cores())),
     )
@@ -201,32 +209,14 @@ def _add_responses(app: FastAPI, state: AppState) -> None:
         return await delete_response(keeping, ident)
 
 
-def _add_models(app: FastAPI, runtime: Runtime) -> None:
-    since = int(time.time())
-
-    def shape(request: Request) -> dict[str, Any]:
-        context = context_tokens(runtime)
-        if _is_anthropic(request):
-            return model_shape(runtime.model, since=since, context=context)
-        return {
-            "id": runtime.model,
-            "object": "model",
-            "created": since,
-            "owned_by": "baton",
-            "max_model_len": context,
-            "default_sampling_params": asdict(runtime.sampling_defaults),
-        }
-
+def _add_models(app: FastAPI, listing: ModelListing) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        if _is_anthropic(request):
-            return _json(models_shape(shape(request)))
-        return _json({"object": "list", "data": [shape(request)]})
+        return _json(listing.shapes(is_anthropic=_is_anthropic(request)))
 
     @app.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
-        check_model(runtime, model)
-        return _json(shape(request))
+        return _json(listing.shape(model, is_anthropic=_is_anthropic(request)))
 
 
 def _is_anthropic(request: Request) -> bool:
@@ -236,13 +226,21 @@ def _is_anthropic(request: Request) -> bool:
 def _add_tokens(app: FastAPI, state: AppState) -> None:
     runtime = state.runtime
 
-    async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
+    def choice_of(request: Request) -> ModelChoice:
+        session = session_of(dict(request.scope["headers"]), client=client_of(request.scope).name)
+        return ModelChoice(runtime.models, session or request_id(request.scope))
+
+    async def answer(request: Request, work: Callable[[Choose, bytes], Any]) -> Response:
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
+        choice = choice_of(request)
         try:
             with state.seats.share(client_of(request.scope).name) as seats:
                 async with state.body_of(exchange, seats) as body:
-                    done = await state.run_in_thread(work, runtime, body, num_bytes=len(body))
-            response = _json(done)
+                    make = partial(
+                        state.run_in_thread, work, choice.choose, body, num_bytes=len(body)
+                    )
+                    done = await choice.made(make, within_s=runtime.limits.request_timeout_s)
+            response = _json(done, headers=choice.headers)
             state.trimming.count(len(response.body))
             return response
         except BatonError as error:
@@ -252,7 +250,7 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
 
     @app.post("/tokenize")
     async def tokenize_(request: Request) -> Response:
-        return await answer(request, partial(tokenize, context=context_tokens(runtime)))
+        return await answer(request, tokenize)
 
     @app.post("/detokenize")
     async def detokenize_(request: Request) -> Response:
@@ -260,12 +258,17 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
 
     @app.post("/v1/messages/count_tokens")
     async def count_tokens_(request: Request) -> Response:
-        return await answer(request, partial(count_tokens, context=context_tokens(runtime)))
+        return await answer(request, count_tokens)
 
     @app.get("/tokenizer_info")
-    async def tokenizer_info() -> Response:
+    async def tokenizer_info(request: Request) -> Response:
         """What clients need that make prompts themselves."""
-        return _json(runtime.tokenizer_description)
+        choice = choice_of(request)
+        try:
+            text = choice.choose(request.query_params.get("model")).text
+        except BatonError as error:
+            raise as_api_error(error) from error
+        return _json(text.tokenizer_description, headers=choice.headers)
 
 
 def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
@@ -283,7 +286,7 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
     @app.get("/ready")
     async def ready() -> Response:
         """200 only when a request would be served now."""
-        reason = cluster.not_ready()
+        reason = cluster.not_ready() or runtime.models.not_ready()
         if reason is None:
             return _json({"ready": True} | open_to_all)
         retry_after = {"retry-after": f"{NOT_READY_RETRY_AFTER_S:.0f}"}
@@ -321,9 +324,15 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
 
 def _add_document(app: FastAPI, runtime: Runtime) -> None:
     """`/openapi.json`, and `/docs`, a page that needs nothing but this server."""
-    app.openapi = cache(  # type: ignore[method-assign]
-        partial(make_document, ENDPOINTS, model=runtime.model, version=version("baton"))
-    )
+
+    @lru_cache(maxsize=2)
+    def document(models: tuple[str, ...]) -> dict[str, Any]:
+        return make_document(ENDPOINTS, models=models, version=version("baton"))
+
+    def current() -> dict[str, Any]:
+        return document(tuple(one.name for one in runtime.models.listed()))
+
+    app.openapi = current  # type: ignore[method-assign]
     patch_fastapi(app, redirect_from_root_to_docs=False, title="Baton")
 
 

@@ -5,6 +5,7 @@ Local and immediate: asks no other process.
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
@@ -35,7 +36,10 @@ class LocalCluster:
         feed: IndexFeed,
         traces: TraceRing,
         metrics: RouterMetrics,
+        why_no_text: Callable[[str], str] = lambda digest: "",
     ) -> None:
+        """`why_no_text`: of a worker's model by its digest; "" if there is one."""
+        self._why_no_text = why_no_text
         self._router = router
         self._registry = registry
         self._index = index
@@ -43,7 +47,6 @@ class LocalCluster:
         self._traces = traces
         self._metrics = metrics
         self._draining = False
-        self._max_context_tokens: int | None = None
         registry.listeners.append(self._note_workers)
         for role in get_args(Role):
             for state in ("total", "free", "cached", "leased"):
@@ -57,7 +60,9 @@ class LocalCluster:
         self._draining = True
 
     def not_ready(self) -> str | None:
-        return "this router is draining" if self._draining else self._registry.not_ready()
+        if self._draining:
+            return "this router is draining"
+        return self._feed.store.contact.waiting() or self._registry.not_ready()
 
     def view(self) -> ClusterView:
         registry = self._registry
@@ -65,19 +70,17 @@ class LocalCluster:
             router=self._router,
             index=self._index.state,
             redis=self._feed.redis,
-            workers=tuple(_view(one, why=registry.why_unused(one)) for one in registry.workers),
+            workers=tuple(_view(one, why=self._why_unused(one)) for one in registry.workers),
         )
-
-    def max_context_tokens(self) -> int | None:
-        return self._max_context_tokens
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         return self._traces.find(request, now=time.monotonic())
 
+    def _why_unused(self, worker: KnownWorker) -> str:
+        why = self._registry.why_unused(worker)
+        return why or self._why_no_text(worker.registration.text)
+
     def _note_workers(self) -> None:
-        decodes = (worker for worker in self._registry.ready_workers() if worker.role == "decode")
-        contexts = (worker.registration.max_context_tokens for worker in decodes)
-        self._max_context_tokens = max(contexts, default=None)
         counts = Counter((worker.role, worker.state) for worker in self._registry.workers)
         self._metrics.workers.clear()
         for (role, state), number in counts.items():
@@ -103,6 +106,7 @@ def _view(worker: KnownWorker, *, why: str) -> WorkerView:
         host=registration.host,
         epoch=worker.epoch,
         state=_state(worker),
+        version=registration.version,
         why=why,
         transport=_transport(worker),
         transports=beat.transports if beat else (),

@@ -9,7 +9,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,24 +19,30 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
-from router.api.generation import Generation, context_tokens
+from router.api.generation import Generation
+from router.api.model_choice import Choose, ModelChoice
 from router.api.session import session_of
 from router.api.threads import LARGE_BYTES, Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
 from router.http.choices import answer_choices
 from router.http.exchange import Exchange
+from router.http.kept_bodies import KeptBodies
 from router.http.middleware import client_of, request_id, tell_headers
 from router.http.rate_headers import rate_headers
 from router.http.terms import Bill, deadline_of, under_terms
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import SlowClient
+from router.requests.events import NoWorkers, SlowClient
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
+from router.tenants.client import Client
 
+MAX_ANEW = 3
+"""Times that one request begins anew because its revision has left: more roll-outs than that do not
+overtake each other."""
 log = logging.getLogger("baton.api")
 
-Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
+Prepare = Callable[[Runtime, bytes, RequestId, Choose], Generation]
 """A body to generations; `router.openai.prepare.prepare_chat`, for one."""
 
 
@@ -62,6 +69,7 @@ class AppState:
     large_bodies: asyncio.Semaphore
     """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
     trimming: Trimming
+    kept_bodies: KeptBodies
     recent: RecentAnswers
     threads: Threads
     """That parse, render and tokenise."""
@@ -74,8 +82,7 @@ class AppState:
             body = await exchange.read_body(room)
             seats.widen(1)
             try:
-                async with self.large_bodies if len(body) >= LARGE_BYTES else nullcontext():
-                    yield body
+                yield body
             finally:
                 self.trimming.count(len(body))
 
@@ -86,7 +93,21 @@ class AppState:
         about 70 ms of one core, which would delay every stream of the event loop. `tokenizers`
         leaves the interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
         one."""
-        return await self.threads.run(work, *args, num_bytes=num_bytes)
+        async with self.large_bodies if num_bytes >= LARGE_BYTES else nullcontext():
+            return await self.threads.run(work, *args, num_bytes=num_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One HTTP request on its way to an answer."""
+
+    exchange: Exchange
+    client: Client
+    request: RequestId
+    session: str
+    deadline_s: float
+    """That it may take from now on."""
+    choice: ModelChoice
 
 
 class GenerateResponse(Response):
@@ -112,22 +133,36 @@ class GenerateResponse(Response):
         try:
             with self._state.seats.share(client.name, most=most) as seats:
                 await self._charge(exchange, bill.charge_request())
-                headers = dict(exchange.scope["headers"])
-                deadline_s = deadline_of(headers, most_s=runtime.limits.request_timeout_s)
-                session = session_of(headers, client=client.name)
-                generation = under_terms(
-                    await self._prepared(exchange, seats),
-                    client,
-                    deadline_s=deadline_s,
-                    session=session,
-                )
-                seats.widen(generation.num_at_once)
-                await self._charge(exchange, bill.charge_tokens(generation))
-                await self._answer(generation, exchange, bill)
+                asked = self._asked(exchange, client)
+                async with self._state.body_of(exchange, seats) as body:
+                    generation = await self._prepared(asked, body)
+                    kept = self._state.kept_bodies.keep(body)
+                del body  # else it would live as long as the answer takes
+                try:
+                    seats.widen(generation.num_at_once)
+                    await self._charge(exchange, bill.charge_tokens(generation))
+                    await self._answer_by_any(generation, asked, bill, kept)
+                finally:
+                    self._state.kept_bodies.drop(kept)
         except ApiError as error:
             await exchange.refuse(error)
         except BatonError as error:
             await exchange.refuse(as_api_error(error))
+
+    def _asked(self, exchange: Exchange, client: Client) -> Asked:
+        """Raises ApiError 400 for what is wrong in its head."""
+        runtime, headers = self._state.runtime, dict(exchange.scope["headers"])
+        deadline_s = deadline_of(headers, most_s=runtime.limits.request_timeout_s)
+        session = session_of(headers, client=client.name)
+        request = request_id(exchange.scope)
+        return Asked(
+            exchange=exchange,
+            client=client,
+            request=request,
+            session=session,
+            deadline_s=deadline_s,
+            choice=ModelChoice(runtime.models, session or request),
+        )
 
     async def _charge(self, exchange: Exchange, charging: Awaitable[None]) -> None:
         """The answer tells what is left, also where it was not enough."""
@@ -142,51 +177,97 @@ class GenerateResponse(Response):
                 )
                 tell_headers(exchange.scope, told)
 
-    async def _prepared(self, exchange: Exchange, seats: Share) -> Generation:
-        request, runtime = request_id(exchange.scope), self._state.runtime
-        prepare = self._surface.prepare
-        context = context_tokens(runtime)
-        async with self._state.body_of(exchange, seats) as body:
-            return await self._state.run_in_thread(
-                prepare, runtime, body, request, context, num_bytes=len(body)
-            )
+    async def _prepared(self, asked: Asked, body: bytes) -> Generation:
+        """By the model that it names, under the terms of its client; the answer will tell which."""
+        choice, waited_s = asked.choice, asked.choice.waited_s
+        try:
+            make = partial(self._made, asked, body)
+            generation = await choice.made(make, within_s=asked.deadline_s)
+        finally:
+            tell_headers(asked.exchange.scope, choice.headers)
+        left_s = asked.deadline_s - (choice.waited_s - waited_s)
+        return under_terms(generation, asked.client, deadline_s=left_s, session=asked.session)
 
-    async def _answer(self, generation: Generation, exchange: Exchange, bill: Bill) -> None:
-        """Until the answer is sent or the client hangs up, whichever is first."""
-        tokenizer = self._state.runtime.tokenizer
+    async def _made(self, asked: Asked, body: bytes) -> Generation:
+        state, choose = self._state, asked.choice.choose
+        prepare, request = self._surface.prepare, asked.request
+        return await state.run_in_thread(
+            prepare, state.runtime, body, request, choose, num_bytes=len(body)
+        )
+
+    async def _answer_by_any(
+        self, generation: Generation, asked: Asked, bill: Bill, kept: int
+    ) -> None:
+        """By the revision that was chosen; if that has left before the client had anything, by the
+        one that the name stands for now."""
+        now = asyncio.get_running_loop().time
+        ends_at = now() + asked.deadline_s
+        for _ in range(MAX_ANEW):
+            if await self._answer(generation, asked, bill, kept):
+                return
+            body = self._state.kept_bodies.find(kept)
+            assert body is not None, "it was there a moment ago"
+            generation = await self._prepared(replace(asked, deadline_s=ends_at - now()), body)
+        await self._answer(generation, asked, bill, None)
+
+    async def _answer(
+        self, generation: Generation, asked: Asked, bill: Bill, kept: int | None
+    ) -> bool:
+        """Until the answer is sent or the client hangs up, whichever is first. False: the client
+        has nothing yet, and the body that is `kept` is to be prepared anew."""
         make = self._surface.stream if generation.stream else self._surface.whole
-        answer = make(generation, exchange, tokenizer=tokenizer)
+        answer = make(generation, asked.exchange)
+        is_over = True
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = self._follow(generation, answer)
+                following = self._follow(generation, answer, asked, kept)
                 answering = tasks.create_task(following, name="answer")
-                watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
+                watching = tasks.create_task(
+                    _cancel_when_gone(asked.exchange, answering), name="hang-up"
+                )
                 answering.add_done_callback(lambda _: watching.cancel())
+            is_over = answering.cancelled() or answering.result()
+            return is_over
         finally:
-            bill.settle(answer.num_tokens_used)
+            if is_over:
+                bill.settle(answer.num_tokens_used)
             self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
-    async def _follow(self, generation: Generation, answer: AnswerWriter) -> None:
+    async def _follow(
+        self, generation: Generation, answer: AnswerWriter, asked: Asked, kept: int | None
+    ) -> bool:
         try:
             error = await self._generate(generation, answer)
             if error is None:
                 await answer.finish()
+            elif self._may_begin_anew(error, answer, asked, kept):
+                return False
             else:
-                await answer.fail(error)
+                told = error if isinstance(error, ApiError) else as_api_error(error)
+                await answer.fail(told)
         except ClientGone:
             log.info("client gone")
+        return True
 
-    async def _generate(self, generation: Generation, answer: AnswerWriter) -> ApiError | None:
+    def _may_begin_anew(
+        self, error: BatonError | ApiError, answer: AnswerWriter, asked: Asked, kept: int | None
+    ) -> bool:
+        is_lost = isinstance(error, BatonError) and error.retryable and not answer.is_begun
+        if not is_lost or kept is None or self._state.kept_bodies.find(kept) is None:
+            return False
+        return asked.choice.is_other_now(if_away=isinstance(error, NoWorkers))
+
+    async def _generate(
+        self, generation: Generation, answer: AnswerWriter
+    ) -> BatonError | ApiError | None:
         """All choices into the answer. Returns what went wrong, if anything did."""
         runtime = self._state.runtime
         try:
             await answer_choices(runtime.dispatcher, generation, answer)
-        except ApiError as error:
-            return error
-        except BatonError as error:
+        except (ApiError, BatonError) as error:
             if isinstance(error, SlowClient):
                 runtime.metrics.slow_clients.inc()
-            return as_api_error(error)
+            return error
         except ClientGone:
             raise
         except Exception:  # the edge of the process: a mistake of ours must not be silent
@@ -195,7 +276,7 @@ class GenerateResponse(Response):
         return None
 
 
-async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[None]) -> None:
+async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[bool]) -> None:
     await exchange.until_gone()
     if answering.cancel():
         log.info("client gone")

@@ -21,6 +21,7 @@ from protocol.process.logs import request_context
 from protocol.process.metrics import RouterMetrics
 from router.anthropic.errors import id_headers, show_error_for
 from router.api.errors import ApiError, ShowError
+from router.api.model_choice import MODEL_HEADER
 from router.api.paths import plain_path
 from router.http.origin import check_origin
 from router.http.rate_headers import RATE_HEADERS
@@ -59,7 +60,7 @@ _CLIENT_KEY = "baton.client"
 _SHOW_KEY = "baton.show_error"
 _MORE_KEY = "baton.more_headers"
 _EXPOSED = (
-    *("x-request-id", "request-id", "x-baton-route", "x-should-retry", "retry-after"),
+    *("x-request-id", "request-id", "x-baton-route", MODEL_HEADER, "x-should-retry", "retry-after"),
     *RATE_HEADERS,
 )
 """What pages may read of an answer's headers besides those that any may."""

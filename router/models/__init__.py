@@ -1,1 +1,1 @@
-"""The models that are served: their texts, which one a request is for, and names that stand for others."""
+"""The models that are served: their texts, whom a request is for, and names for others."""

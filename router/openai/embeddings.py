@@ -14,8 +14,10 @@ from protocol.messages import Sampling
 from protocol.readings import PoolPrompt
 from protocol.text.pooling_config import PoolingConfig
 from router.api.errors import bad_field, context_exceeded, unsupported_field
-from router.api.generation import Generation, ShownVectors, check_model
+from router.api.generation import Generation, ShownVectors
+from router.api.model_choice import Choose
 from router.api.parsing import Reader, Schema, Unsupported, parse_body
+from router.models.model_text import ChosenModel
 from router.openai.encode import check_token_ids, encode_text
 from router.openai.prompts import Prompt, read_prompts
 from router.openai.schemas import MAX_COPIED_TOKENS, Name
@@ -36,7 +38,7 @@ class EmbeddingRequest(Schema, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = EMBEDDING_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"input"})
     readers: ClassVar[dict[str, Reader]] = {"input": _read_inputs}
-    model: str
+    model: str | None = None
     input: tuple[Prompt, ...]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
@@ -48,16 +50,16 @@ class EmbeddingRequest(Schema, frozen=True, kw_only=True):
 
 
 def prepare_embeddings(
-    runtime: Runtime, body: bytes, request: RequestId, context: int
+    runtime: Runtime, body: bytes, request: RequestId, choose: Choose
 ) -> Generation:
-    """Raises ApiError. `context` is what `context_tokens` said on the event loop."""
+    """Raises ApiError, and what `choose` does."""
     fields = parse_body(EmbeddingRequest, body)
-    check_model(runtime, fields.model)
-    pooling = runtime.pooling
+    chosen = choose(fields.model)
+    text, pooling = chosen.text, chosen.text.pooling
     if pooling.refusal:
         raise unsupported_field("model", f"an embedding by {pooling.refusal} is")
     _check_dimensions(fields, pooling)
-    prompts = _prompts(runtime, fields, context=context)
+    prompts = _prompts(chosen, fields)
     requests = tuple(
         GenerationRequest(
             id=request if len(prompts) == 1 else RequestId(f"{request}.{index}"),
@@ -66,6 +68,7 @@ def prepare_embeddings(
             salt=fields.cache_salt,
             reading=PoolPrompt(kind=pooling.kind),
             deadline_s=runtime.limits.request_timeout_s,
+            version=text.version,
         )
         for index, token_ids in enumerate(prompts)
     )
@@ -73,7 +76,7 @@ def prepare_embeddings(
         kind="text",
         id=f"embd-{request}",
         created=int(time.time()),
-        model=runtime.model,
+        chosen=chosen,
         stream=False,
         include_usage=False,
         continuous_usage=False,
@@ -101,8 +104,9 @@ def _check_dimensions(fields: EmbeddingRequest, pooling: PoolingConfig) -> None:
         raise bad_field("dimensions", f"of this model {', '.join(map(str, sorted(allowed)))}")
 
 
-def _prompts(runtime: Runtime, fields: EmbeddingRequest, *, context: int) -> list[tuple[int, ...]]:
-    prompts, num_all, tokenizer = list[tuple[int, ...]](), 0, runtime.tokenizer
+def _prompts(chosen: ChosenModel, fields: EmbeddingRequest) -> list[tuple[int, ...]]:
+    tokenizer, context = chosen.text.tokenizer, chosen.context_tokens
+    prompts, num_all = list[tuple[int, ...]](), 0
     for index, given in enumerate(fields.input):
         field = "input" if len(fields.input) == 1 else f"input[{index}]"
         if isinstance(given, str):

@@ -10,10 +10,10 @@ from protocol.formats.contract import ToolError
 from protocol.formats.formats import Formats, Output
 from protocol.messages import Grammar
 from router.api.errors import ApiError, bad_field, unsupported_field
+from router.models.model_text import ModelText
 from router.openai.conversation import Chat, Conversation
 from router.openai.template_variables import can_choose_thinking
 from router.openai.tools import check_choice
-from router.runtime import Runtime
 
 PLAIN = Output(marks=(), new_parser=None, grammar=None)
 """All of it is content, of any text."""
@@ -24,17 +24,17 @@ def held_to(grammar: str | None) -> Output:
     return PLAIN if grammar is None else replace(PLAIN, grammar=Grammar(text=grammar))
 
 
-def check_wishes(runtime: Runtime, chat: Chat) -> None:
+def check_wishes(text: ModelText, chat: Chat) -> None:
     """Before anything is rendered. Raises ApiError 400."""
     try:
         check_choice(chat.tools, chat.choice)
     except ValueError as error:
         raise bad_field(chat.named("tool_choice"), str(error)) from error
-    if chat.has_tools and runtime.formats.tools is None:
+    if chat.has_tools and text.formats.tools is None:
         param = chat.named("tools")
         message = f"{param}: not supported: how this model calls tools is not known"
         raise ApiError(400, message, param=param, code="unsupported_parameter")
-    template, always_thinks = runtime.tokenizer.chat_template, runtime.formats.reasoning_format
+    template, always_thinks = text.tokenizer.chat_template, text.formats.reasoning_format
     refuses = chat.thinking is False or chat.effort == "none"
     if refuses and always_thinks != "none" and template and not can_choose_thinking(template):
         raise unsupported_field(

@@ -7,6 +7,7 @@ the client ends here, as an `ApiError` naming the field.
 import secrets
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -21,9 +22,11 @@ from router.api.generation import (
     Generation,
     Kind,
     answer_too_large,
-    check_model,
 )
+from router.api.model_choice import Choose
 from router.api.parsing import parse_body
+from router.api.replay import already_ended
+from router.models.model_text import ChosenModel
 from router.openai.chat import conversation_of
 from router.openai.conversation import Conversation
 from router.openai.encode import Prompt, check_token_ids, encode_chat, encode_prompts
@@ -46,50 +49,54 @@ COMPLETION_MAX_TOKENS = 16
 T = TypeVar("T")
 
 
-def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
-    """`context` is what `context_tokens` said on the event loop."""
+def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, choose: Choose) -> Generation:
+    """Raises ApiError, and what `choose` does."""
     fields = parse_body(ChatRequest, body)
-    return prepare_conversation(runtime, conversation_of(fields), request, context)
+    conversation = conversation_of(fields)
+    return prepare_conversation(runtime, conversation, request, choose(fields.model))
 
 
 def prepare_conversation(
-    runtime: Runtime, conversation: Conversation, request: RequestId, context: int
+    runtime: Runtime, conversation: Conversation, request: RequestId, chosen: ChosenModel
 ) -> Generation:
     """Of whatever API. Raises ApiError, in this API's names of fields."""
     fields, chat = conversation.sampling, conversation.chat
-    check_model(runtime, fields.model)
+    text, context = chosen.text, chosen.context_tokens
     _check_num_choices(runtime, fields, num_prompts=1)
-    check_wishes(runtime, chat)
-    token_ids = encode_chat(runtime.tokenizer, chat, context=context)
+    check_wishes(text, chat)
+    token_ids = encode_chat(text.tokenizer, chat, context=context)
     prompt = Prompt(field=chat.named("messages"), token_ids=tuple(token_ids))
     room = max(1, context - len(token_ids))
     clamps = runtime.limits.clamp_max_tokens or conversation.clamps_max_tokens
-    default = min(runtime.sampling_defaults.max_tokens or room, room)
+    default = min(text.sampling_defaults.max_tokens or room, room)
     wish = _Wish(
         kind="chat",
+        chosen=chosen,
         sampling=fields,
         prompts=(prompt,),
         max_tokens=_limit(conversation.max_tokens, room=room, clamps=clamps) or default,
         is_limited=conversation.max_tokens is not None,
         num_logprobs=conversation.num_logprobs,
-        output=open_output(runtime.formats, conversation, token_ids),
+        output=open_output(text.formats, conversation, token_ids),
         show_reasoning=conversation.show_reasoning,
     )
-    _check_sizes(runtime, wish, context=context)
+    _check_sizes(wish)
     return _generation(runtime, wish, request)
 
 
 def prepare_completion(
-    runtime: Runtime, body: bytes, request: RequestId, context: int
+    runtime: Runtime, body: bytes, request: RequestId, choose: Choose
 ) -> Generation:
-    """`context` is what `context_tokens` said on the event loop."""
+    """Raises ApiError, and what `choose` does."""
     fields = parse_body(CompletionRequest, body)
-    check_model(runtime, fields.model)
+    chosen = choose(fields.model)
+    tokenizer, context = chosen.text.tokenizer, chosen.context_tokens
     _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
-    prompts = encode_prompts(runtime.tokenizer, fields, context=context)
+    prompts = encode_prompts(tokenizer, fields, context=context)
     room = context - max(len(prompt.token_ids) for prompt in prompts)
     wish = _Wish(
         kind="text",
+        chosen=chosen,
         sampling=fields,
         prompts=prompts,
         max_tokens=_given(
@@ -100,7 +107,7 @@ def prepare_completion(
         num_logprobs=fields.logprobs,
         output=held_to(answer_grammar(fields)),
     )
-    _check_sizes(runtime, wish, context=context)
+    _check_sizes(wish)
     return _generation(runtime, wish, request)
 
 
@@ -109,6 +116,7 @@ class _Wish:
     """A request of either kind, its prompts encoded."""
 
     kind: Kind
+    chosen: ChosenModel
     sampling: SamplingFields
     prompts: tuple[Prompt, ...]
     max_tokens: int
@@ -131,7 +139,9 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
     owners = [prompt for prompt in wish.prompts for _ in range(fields.n)]
     families = [ForkFamily() for _ in wish.prompts]
     seed = secrets.randbits(63) if fields.seed is None else fields.seed % MAX_SEED
-    first = _sampling(wish, runtime.sampling_defaults)
+    text = wish.chosen.text
+    first = _sampling(wish, text.sampling_defaults)
+    ended = partial(already_ended, text.tokenizer)
     requests = list[GenerationRequest]()
     for index, prompt in enumerate(owners):
         number, of_prompt = index % fields.n, index // fields.n
@@ -146,13 +156,15 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
             priority=fields.priority,
             family=None if fields.n == 1 or (number and reading) else families[of_prompt],
             is_first=number == 0,
+            version=text.version,
+            already_ended=ended,
         )
         requests.append(one)
     return Generation(
         kind=kind,
         id=f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{request}",
         created=int(time.time()),
-        model=runtime.model,
+        chosen=wish.chosen,
         stream=fields.stream,
         include_usage=fields.include_usage,
         continuous_usage=fields.continuous_usage,
@@ -175,8 +187,9 @@ def _check_num_choices(runtime: Runtime, fields: SamplingFields, *, num_prompts:
         raise bad_field(param, f"at most {most} prompts times n; got {num_prompts} x {fields.n}")
 
 
-def _check_sizes(runtime: Runtime, wish: _Wish, *, context: int) -> None:
+def _check_sizes(wish: _Wish) -> None:
     fields, max_tokens = wish.sampling, wish.max_tokens
+    tokenizer, context = wish.chosen.text.tokenizer, wish.chosen.context_tokens
     for prompt in wish.prompts:
         num_tokens = len(prompt.token_ids)
         if num_tokens == 0:
@@ -198,12 +211,12 @@ def _check_sizes(runtime: Runtime, wish: _Wish, *, context: int) -> None:
             raise answer_too_large(wish.kind)
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")
-    vocab_size = runtime.tokenizer.vocab_size
     for name in ("stop_token_ids", "allowed_token_ids"):
-        check_token_ids(runtime.tokenizer, getattr(fields, name) or (), field=name)
+        check_token_ids(tokenizer, getattr(fields, name) or (), field=name)
     for token_id, _ in fields.logit_bias:
-        if token_id >= vocab_size:
-            raise bad_field("logit_bias", f"token ids are 0 to {vocab_size - 1}; got {token_id}")
+        if token_id >= tokenizer.vocab_size:
+            rule = f"token ids are 0 to {tokenizer.vocab_size - 1}; got {token_id}"
+            raise bad_field("logit_bias", rule)
 
 
 def _sampling(wish: _Wish, defaults: SamplingDefaults) -> Sampling:

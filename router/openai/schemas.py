@@ -95,7 +95,8 @@ class SamplingFields(StructuredFields, frozen=True, kw_only=True):
     """What chat and completions have in common."""
 
     readers: ClassVar[dict[str, Reader]] = {"stop": _read_stops, "logit_bias": _read_biases}
-    model: str
+    model: str | None = None
+    """None, as "": the only one that is served."""
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     n: Count = 1

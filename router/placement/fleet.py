@@ -17,6 +17,7 @@ from protocol.messages import (
     Load,
     PrefixSource,
     Registration,
+    ServedVersion,
     Speeds,
     StepModel,
     TransportUse,
@@ -82,7 +83,12 @@ class Fleet:
         """Numbers of compat hashes; few come in a router's life."""
         self.chains: dict[str, Chain] = {}
         """Of the workers that are here, by compat hash."""
-        self._num_workers_of: Counter[str] = Counter()
+        self.versions: NDArray[np.int32] = np.zeros(16, np.int32)
+        """By slot, a number of what its worker serves."""
+        self._version_numbers: dict[ServedVersion, int] = {}
+        """Few come in a router's life."""
+        self._num_workers_of: Counter[tuple[int, str]] = Counter()
+        """By version and compat hash."""
         self._slots: dict[WorkerId, int] = {}
         self._lending: dict[int, tuple[Epoch, str]] = {}
         self._free: list[int] = []
@@ -102,6 +108,21 @@ class Fleet:
         name = self.names[slot]
         assert name is not None, f"slot {slot} is empty"
         return name
+
+    def ready_of(self, version: ServedVersion | None) -> NDArray[np.uint8]:
+        """By slot, 1 for the ready workers of that version; None: of any."""
+        if version is None:
+            return self.ready
+        number = self._version_numbers.get(version, -1)
+        ready: NDArray[np.uint8] = self.ready * (self.versions == number)
+        return ready
+
+    def chains_of(self, version: ServedVersion | None) -> list[Chain]:
+        """Of its workers that are here; None: of all."""
+        if version is None:
+            return list(self.chains.values())
+        number = self._version_numbers.get(version, -1)
+        return [self.chains[compat] for of, compat in self._num_workers_of if of == number]
 
     def chain_of(self, slot: int) -> Chain:
         return self.chains[self._compat_of(slot)]
@@ -132,7 +153,9 @@ class Fleet:
         self.not_indexed.add(slot)
         self._lending[slot] = registration.epoch, registration.kv_address
         self._describe(slot, registration)
-        self._num_workers_of[registration.compat] += 1
+        number = self._version_numbers.setdefault(registration.version, len(self._version_numbers))
+        self.versions[slot] = number
+        self._num_workers_of[number, registration.compat] += 1
         self.chains[registration.compat] = Chain(
             compat=registration.compat,
             block_tokens=registration.layout.block_tokens,
@@ -145,7 +168,7 @@ class Fleet:
 
     def remove_worker(self, slot: int) -> None:
         del self._slots[self.name_of(slot)]
-        self._forget_compat(self._compat_of(slot))
+        self._forget_chain(int(self.versions[slot]), self._compat_of(slot))
         self.names[slot] = None
         self.ready[slot] = 0
         self.rows[slot] = np.zeros((), ROW)
@@ -189,8 +212,8 @@ class Fleet:
         self._set_peers(slot, uses)
 
     def guess_speeds(self, *, now: float) -> None:
-        """Who has measured nothing is taken for the mean of those that have, whatever their role;
-        where nobody has, for a small model on a CPU."""
+        """Who has measured nothing is taken for the mean of those of its version that have,
+        whatever their role, else for that of all; where nobody has, for a small model on a CPU."""
         if not self._no_step and not self._no_transfer:
             return
         if self._guessed_at_s is not None and now < self._guessed_at_s + GUESS_S:
@@ -205,17 +228,22 @@ class Fleet:
         self._guess(self._no_transfer, {"latency_s": latency_s, "bytes_per_s": bytes_per_s})
 
     def _guess(self, unmeasured: set[int], priors: dict[str, float]) -> None:
-        measured = [slot for slot in self._slots.values() if slot not in unmeasured]
-        guessed = list(unmeasured)
-        for name, prior in priors.items():
-            column = self.rows[name]
-            column[guessed] = column[measured].mean() if measured else prior
+        measured = np.array([s for s in self._slots.values() if s not in unmeasured], np.int64)
+        guessed = np.array(sorted(unmeasured), np.int64)
+        for version in np.unique(self.versions[guessed]):
+            like = measured[self.versions[measured] == version]
+            models = like if len(like) else measured
+            to = guessed[self.versions[guessed] == version]
+            for name, prior in priors.items():
+                column = self.rows[name]
+                column[to] = column[models].mean() if len(models) else prior
 
     def _new_slot(self) -> int:
         self.names.append(None)
         if len(self.names) > len(self.rows):
             self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
             self.ready = np.concatenate([self.ready, np.zeros_like(self.ready)])
+            self.versions = np.concatenate([self.versions, np.zeros_like(self.versions)])
             hashes = self.name_hashes
             self.name_hashes = np.concatenate([hashes, np.zeros_like(hashes)])
         return len(self.names) - 1
@@ -243,9 +271,11 @@ class Fleet:
         number = int(self.rows["compat"][slot])
         return next(name for name, known in self.compats.items() if known == number)
 
-    def _forget_compat(self, compat: str) -> None:
-        self._num_workers_of[compat] -= 1
-        if not self._num_workers_of[compat]:
+    def _forget_chain(self, version: int, compat: str) -> None:
+        self._num_workers_of[version, compat] -= 1
+        if not self._num_workers_of[version, compat]:
+            del self._num_workers_of[version, compat]
+        if not any(compat == one for _, one in self._num_workers_of):
             del self.chains[compat]
 
     def _transport(self, name: str) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.ids import WorkerId
-from protocol.messages import OfAttempt, PrefixSource
+from protocol.messages import OfAttempt, PrefixSource, ServedVersion
 from router.placement.cost import Breakdown, Demand
 from router.placement.fleet import Fleet
 from router.placement.option import Option, OptionQuery, Options
@@ -87,12 +87,14 @@ def place(
     held: NDArray[np.uint32] | None = None,
     rules: PlacementRules,
     now: float,
+    version: ServedVersion | None = None,
     shut: Iterable[int] = (),
     preferred: Preferred | None = None,
     turn: int = 0,
     key: str = "",
 ) -> Placement | PlacementRefusal:
-    """Where a request goes that generates, but to none of the slots `shut` to it.
+    """Where a request goes that generates, among the workers of `version`, None: among all, but to
+    none of the slots `shut` to it.
 
     `depths`: leading blocks of its prompt that each worker has, by slot of the prefix index;
     `held`: those of them that it could lend now, None: all. `turn` counts placements and `key`
@@ -101,7 +103,7 @@ def place(
     fleet.guess_speeds(now=now)
     question = OptionQuery(
         demand=demand,
-        open=open_workers(fleet, shut),
+        open=open_workers(fleet, version, shut),
         depths=depths,
         held=depths if held is None else held,
         now=now,
@@ -126,12 +128,14 @@ def place(
     return _placement(fleet, demand, option, note=f"by {rules.policy}")
 
 
-def open_workers(fleet: Fleet, shut: Iterable[int]) -> NDArray[np.uint8]:
-    """By slot: 1 for the ready ones that are not shut."""
-    slots = list(shut)
+def open_workers(
+    fleet: Fleet, version: ServedVersion | None, shut: Iterable[int]
+) -> NDArray[np.uint8]:
+    """By slot: 1 for the ready ones of that version, None: of any, that are not shut."""
+    ready, slots = fleet.ready_of(version), list(shut)
     if not slots:
-        return fleet.ready
-    ready = fleet.ready.copy()
+        return ready
+    ready = ready.copy()
     ready[slots] = 0
     return ready
 

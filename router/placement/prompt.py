@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.messages import ServedVersion
 from router.placement import cost
 from router.placement.cost import Demand
 from router.placement.fleet import Fleet
@@ -19,12 +20,14 @@ def place_prompt(
     *,
     depths: NDArray[np.uint32],
     now: float,
+    version: ServedVersion | None = None,
     shut: Iterable[int] = (),
 ) -> Placement | PlacementRefusal:
-    """The one worker, named as `decode`, that reads a prompt and generates nothing, or one token: a
-    prefill worker if any can, the first to be done, ties by name."""
+    """The one worker of `version`, None: of any, named as `decode`, that reads a prompt and
+    generates nothing, or one token: a prefill worker if any can, the first to be done, ties by
+    name."""
     fleet.guess_speeds(now=now)
-    ready = open_workers(fleet, shut)
+    ready = open_workers(fleet, version, shut)
     rows = fleet.rows[: fleet.num_slots]
     total = demand.num_tokens + demand.max_output_tokens
     able = (ready[: fleet.num_slots] != 0) & (total <= rows["longest_tokens"])

@@ -16,13 +16,13 @@ from tempfile import TemporaryDirectory
 
 from protocol.errors import SettingsError
 from protocol.process.backoff import Backoff
-from protocol.process.machine import unlistenable
+from protocol.process.listening import bound_socket
 from protocol.process.run import ECHO_S, EXIT_FAILED, Shutdown
 from router.processes.siblings import socket_of
 from router.settings import RouterSettings
 
 KILL_AFTER_S = 5.0
-"""What a process gets on top of its drain before it is killed."""
+"""What a process gets on top of its linger and drain before it is killed."""
 MAX_PATH_BYTES = 90
 """A socket's path has 107 at most."""
 log = logging.getLogger("baton.router")
@@ -41,9 +41,10 @@ async def supervise(settings: RouterSettings, argv: Sequence[str], stop: Shutdow
             _Process((*command, "--process", str(number)), socket_of(folder, number), stop)
             for number in range(settings.processes)
         ]
+        end_s = settings.linger_s + settings.drain_or_request_s
         async with asyncio.TaskGroup() as tasks:
             for number, process in enumerate(kept):
-                tasks.create_task(process.keep(settings.drain_s), name=f"process {number}")
+                tasks.create_task(process.keep(end_s), name=f"process {number}")
         return max(process.exit_code for process in kept)
 
 
@@ -60,17 +61,7 @@ def kept_port(settings: RouterSettings) -> Iterator[int]:
 def bound(settings: RouterSettings, *, shared: bool) -> socket.socket:
     """A socket on the port of the API, of which those that are `shared` take turns. It does not
     listen yet. Raises SettingsError when it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.bind((settings.host, settings.port))
-    except (OSError, ValueError, OverflowError) as error:
-        made.close()
-        raise unlistenable("port", settings.host, settings.port, error) from error
-    return made
+    return bound_socket(settings.host, settings.port, setting="port", shared=shared)
 
 
 class _Process:
@@ -84,7 +75,7 @@ class _Process:
         self.exit_code = 0
         """Of its last incarnation, once that was asked to end or could not start."""
 
-    async def keep(self, drain_s: float) -> None:
+    async def keep(self, end_s: float) -> None:
         """Returns once asked to stop and ended; asks the others to when it cannot start."""
         delay_s, has_served = 0.0, False
         while not self._stop.asked.is_set():
@@ -95,7 +86,7 @@ class _Process:
             try:
                 await self._until_ended_or_asked(process)
                 if process.returncode is None:
-                    await self._end(process, drain_s)
+                    await self._end(process, end_s)
             finally:
                 _kill(process)
             served, self.exit_code = self._path.exists(), _as_exit_code(process.returncode)
@@ -126,13 +117,13 @@ class _Process:
             ended.cancel()
             asked.cancel()
 
-    async def _end(self, process: asyncio.subprocess.Process, drain_s: float) -> None:
+    async def _end(self, process: asyncio.subprocess.Process, end_s: float) -> None:
         """Drains it; a second signal to us is one to it."""
         _terminate(process)
         async with asyncio.TaskGroup() as tasks:
             hurry = tasks.create_task(self._hurry(process), name="hurry")
             try:
-                await asyncio.wait_for(process.wait(), drain_s + KILL_AFTER_S)
+                await asyncio.wait_for(process.wait(), end_s + KILL_AFTER_S)
             except TimeoutError:
                 _kill(process)
                 await process.wait()

@@ -4,7 +4,7 @@ Asks `router.placement`. Pure: workers and time are values passed in. Believes w
 moment ago before the workers tell of it, for that may take them a beat.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,13 +61,13 @@ class Candidates:
         self._cleared: _Cleared | None = None
 
     def place_request(self, context: RequestContext, *, now: float) -> Placement | PlacementRefusal:
-        """Among ready workers that did not refuse; those that failed it only when there is nobody
-        else. Nobody joins a suspect (`_place_suspect`) until it was heard of."""
+        """Among ready workers of its version that did not refuse; those that failed it only when
+        there is nobody else. Nobody joins a suspect (`_place_suspect`) until it was heard of."""
         held = self._held(context, now) - context.refused
         shut = context.refused | held
         place_it = self._place_suspect if context.routed.num_suspected else self._place_trusted
         placement = place_it(context, shut, now)
-        if isinstance(placement, PlacementRefusal) and self._ready(held):
+        if isinstance(placement, PlacementRefusal) and self._ready(held, context):
             return PlacementRefusal(why="held", reason="a worker is kept for a suspect")
         return placement
 
@@ -77,6 +77,8 @@ class Candidates:
         """With the first of its family. None: that worker is not for this one."""
         routed, worker = context.routed, self._workers.get(point.worker)
         if worker is None or not worker.is_ready or worker.epoch != point.epoch:
+            return None
+        if not worker.serves(context.request.version):
             return None
         shut = context.refused | context.suspects | self.avoided | self._held(context, now)
         if routed.num_suspected or routed.generated or not routed.generates or worker.id in shut:
@@ -117,8 +119,12 @@ class Candidates:
             self._index.expect_blocks(worker.id, _hashes(context, chain), now=now)
         session = context.request.session
         if session and context.routed.generates:
-            prefill, decode = placement.prefill, placement.decode
-            self._sessions.note_placed(session, prefill=prefill, decode=decode)
+            self._sessions.note_placed(
+                session,
+                context.request.version,
+                prefill=placement.prefill,
+                decode=placement.decode,
+            )
 
     def take_seat(self, context: RequestContext, placement: Placement) -> None:
         """It will go on from another of its family, where that one is not known yet: until
@@ -155,9 +161,10 @@ class Candidates:
         }
         return self._with_suspects | free
 
-    def _ready(self, names: set[WorkerId]) -> list[KnownWorker]:
-        known = (self._workers.get(name) for name in names)
-        return [worker for worker in known if worker is not None and worker.is_ready]
+    def _ready(self, names: Collection[WorkerId], context: RequestContext) -> list[KnownWorker]:
+        """Those of them that would take it."""
+        version, known = context.request.version, (self._workers.get(name) for name in names)
+        return [one for one in known if one is not None and one.is_ready and one.serves(version)]
 
     def _place_suspect(
         self, context: RequestContext, shut: set[WorkerId], now: float
@@ -165,7 +172,7 @@ class Candidates:
         """It may have ended a worker: where nobody is, or, when that has taken too long, where
         nobody is new, so that another loss shows whether it did. Newcomers make way for it then."""
         waits = now < context.alone_until
-        workers = [w for w in self._workers.values() if w.is_ready and w.id not in shut]
+        workers = [w for w in self._ready(self._workers.keys(), context) if w.id not in shut]
         apart = [w for w in workers if (w.is_empty if waits else not w.unheard)]
         if {worker.role for worker in apart} == {worker.role for worker in workers}:
             others = {worker.id for worker in workers} - {worker.id for worker in apart}
@@ -196,12 +203,12 @@ class Candidates:
         """Where it failed only if nobody else is able; for those who are it waits."""
         doubted = context.suspects | self.avoided
         placement = self._place(context, shut | doubted, now)
-        held = self._ready(shut - context.refused - doubted)
+        held = self._ready(shut - context.refused - doubted, context)
         if (
             isinstance(placement, PlacementRefusal)
             and placement.why != "saturated"
             and not any(worker.role == "decode" for worker in held)
-            and self._ready(doubted - shut)
+            and self._ready(doubted - shut, context)
         ):
             placement = self._place(context, shut, now)
         return placement
@@ -222,8 +229,10 @@ class Candidates:
         )
         depths, held = self._depths(context, now)
         if not generates:
-            return place_prompt(fleet, demand, depths=depths, now=now, shut=slots)
-        session = request.session
+            return place_prompt(
+                fleet, demand, depths=depths, now=now, version=request.version, shut=slots
+            )
+        session, sessions = request.session, self._sessions
         return place(
             fleet,
             demand,
@@ -231,8 +240,11 @@ class Candidates:
             held=held,
             rules=self._rules_for(context),
             now=now,
+            version=request.version,
             shut=slots,
-            preferred=self._sessions.preferred_workers(session, fleet) if session else None,
+            preferred=sessions.preferred_workers(session, fleet, request.version)
+            if session
+            else None,
             turn=self._num_placed,
             key=request.id,
         )
@@ -246,14 +258,14 @@ class Candidates:
 
     def _depths(self, context: RequestContext, now: float) -> tuple[Slots, Slots]:
         """Leading blocks of the prompt on each worker, by slot of the index, and of them those that
-        events tell of: only they can be lent. Of each compat hash, whatever the number of workers:
-        no worker has blocks of another's chain."""
+        events tell of: only they can be lent. Of each compat hash of its version, whatever the
+        number of workers: no worker has blocks of another's chain."""
         fleet, index = self._fleet, self._index
         for slot in list(fleet.not_indexed):
             index_slot = index.slot_of(fleet.name_of(slot))
             if index_slot is not None:
                 fleet.set_index_slot(slot, index_slot)
-        chains = fleet.chains.values()
+        chains = fleet.chains_of(context.request.version)
         found = [index.depths_and_held(_hashes(context, chain), now=now) for chain in chains]
         depths = _most([each for each, _ in found])
         held = _most([each for _, each in found])

@@ -18,6 +18,7 @@ from protocol.process.metrics import RouterMetrics
 from router.admission.queued_request import QueuedRequest
 from router.admission.shed import QueueShed
 from router.admission.waiting_room import QueueLimits, WaitingRoom
+from router.admission.waiting_rooms import WaitingRooms
 from router.failover.retry_budget import SHARE, RetryBudget
 from router.failover.stall import StallLimits
 from router.failover.watchdog import Watchdog
@@ -32,14 +33,16 @@ from router.requests.events import (
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
+    RouterEnds,
     TooLong,
+    VersionGone,
 )
 from router.requests.family import ForkFamily
 from router.requests.instructions import PlaceAgain, Send
 from router.requests.open_request import OpenRequest
 from router.requests.poison import PoisonRequests
 from router.requests.recorder import Recorder
-from router.requests.request import AlreadyEnded, RoutedRequest
+from router.requests.request import RoutedRequest
 from router.requests.token_listener import TokenListener
 from router.requests.trace import TraceRing
 from router.workers.registry import Registry
@@ -84,21 +87,19 @@ class Dispatcher:
         index: PrefixIndex,
         metrics: RouterMetrics,
         traces: TraceRing,
-        already_ended: AlreadyEnded,
         limits: DispatchLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._recorder = Recorder(metrics=metrics, traces=traces)
-        self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
         self._candidates = Candidates(
             index=index, fleet=registry.fleet, workers=registry.known_workers, rules=limits.rules
         )
         self._clock = clock
-        self._waiting = WaitingRoom(limits=limits.queue, metrics=metrics, clock=clock)
+        self._rooms = WaitingRooms(limits=limits.queue, metrics=metrics, clock=clock)
         for listeners in (registry.listeners, registry.report_listeners):
-            listeners.append(self._waiting.note_room)
+            listeners.append(self._rooms.note_room)
         self._poison = PoisonRequests()
         self._retries = RetryBudget(share=limits.retry_share)
         self._watchdog = Watchdog(
@@ -109,16 +110,32 @@ class Dispatcher:
         )
         self._numbers = count(1)
         self._open: dict[RequestId, OpenRequest] = {}
+        self._deadlines: set[asyncio.Timeout] = set()
+        self._is_ending = False
 
     async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """Until the request has ended; meanwhile `listener` is told what its workers say. Raises
-        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed and RetriesSpent
-        then or later, and what the listener raises. Cancelling aborts the request on its
-        workers."""
+        NoWorkers, VersionGone, TooLong and QueueShed before it was told anything, RequestFailed,
+        RetriesSpent and RouterEnds then or later, and what the listener raises. Cancelling aborts
+        the request on its workers."""
+        if self._is_ending:
+            raise _ENDS
         opened = self._open_request(request, listener)
         with self._closing(opened):
-            async with asyncio.timeout(request.deadline_s):
-                return await self._follow(opened)
+            async with asyncio.timeout(request.deadline_s) as deadline:
+                self._deadlines.add(deadline)
+                try:
+                    return await self._follow(opened)
+                finally:
+                    self._deadlines.remove(deadline)
+
+    def end_requests(self) -> None:
+        """Those that are open, and any that still comes, fail with RouterEnds."""
+        self._is_ending = True
+        now = asyncio.get_running_loop().time()
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(now)
 
     async def watch(self) -> None:
         """Has requests move on from workers that stand still, until cancelled."""
@@ -130,7 +147,7 @@ class Dispatcher:
     def _open_request(self, request: GenerationRequest, listener: TokenListener) -> OpenRequest:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
-        routed = RoutedRequest(request, wire_id, self._already_ended)
+        routed = RoutedRequest(request, wire_id)
         now = self._clock()
         context = RequestContext(
             routed=routed, begun_at=now, ends_at=now + request.deadline_s, waits_since=now
@@ -158,10 +175,11 @@ class Dispatcher:
         """Whatever its ending: its workers are told, and it is recorded."""
         context = opened.context
         closing, client_left = "an error of ours", False
+        failure: BatonError
         try:
             yield
         except TimeoutError as error:
-            failure = self._deadline_passed(context)
+            failure = _ENDS if self._is_ending else self._deadline_passed(context)
             closing = str(failure)
             raise failure from error
         except BatonError as error:
@@ -180,7 +198,7 @@ class Dispatcher:
             opened.close(closing, client_left=client_left)
             if context.placed_at is not None:
                 num_tokens = len(context.routed.generated)
-                self._waiting.note_ended(opened.queued, num_output_tokens=num_tokens)
+                self._room(context).note_ended(opened.queued, num_output_tokens=num_tokens)
             self._recorder.note_ended(context, now=self._clock())
 
     async def _follow(self, opened: OpenRequest) -> Ended:
@@ -195,7 +213,7 @@ class Dispatcher:
         return self._registry.post_message(send.worker, send.epoch, send.message)
 
     def _expected(self, request: GenerationRequest, now: float) -> QueuedRequest:
-        return self._waiting.expected(
+        return self._rooms.room_of(request.version).expected(
             tenant=request.tenant,
             weight=request.weight,
             priority=request.priority,
@@ -206,23 +224,23 @@ class Dispatcher:
 
     async def _launch(self, opened: OpenRequest) -> None:
         """Begin the next attempt, when it is its turn and a worker can have it."""
-        context, queued = opened.context, opened.queued
+        context, queued, room = opened.context, opened.queued, self._room(opened.context)
         is_resumed = context.num_lost > 0 or bool(context.routed.generated)
         if is_resumed:
-            queued = self._waiting.resumed(queued)
+            queued = room.resumed(queued)
         is_placed = False
         try:
             while not is_placed:
-                if self._waiting.must_wait(queued):
-                    await self._waiting.wait_turn(queued, pause_s=None)
-                context.queue_factor = self._waiting.queue_factor(queued)
+                if room.must_wait(queued):
+                    await room.wait_turn(queued, pause_s=None)
+                context.queue_factor = room.queue_factor(queued)
                 placement = self._place(context)
                 if isinstance(placement, PlacementRefusal):
                     await self._wait_after(context, queued, placement)
                     continue
                 ready: Placement | None = placement
                 if (family := _undecided_family(context)) is not None:
-                    self._waiting.leave(queued, is_placed=False)
+                    room.leave(queued, is_placed=False)
                     ready = await self._wait_seated(context, placement, family)
                 if ready is not None:
                     self._begin(opened, ready)
@@ -232,7 +250,7 @@ class Dispatcher:
                 raise
             raise self._deadline_passed(context) from error
         finally:
-            self._waiting.leave(queued, is_placed=is_placed)
+            room.leave(queued, is_placed=is_placed)
 
     def _place(self, context: RequestContext) -> Placement | PlacementRefusal:
         if self._poison.num_times(context.request) > context.num_found_before:
@@ -267,25 +285,38 @@ class Dispatcher:
         self, context: RequestContext, queued: QueuedRequest, refusal: PlacementRefusal
     ) -> None:
         """Until it may be tried again: who waits for room already, in its place."""
-        is_waiting = self._waiting.is_waiting(queued)
+        room = self._room(context)
+        is_waiting = room.is_waiting(queued)
+        if self._is_replaced(context):
+            raise VersionGone(f"its version is served no longer, another is: {refusal.reason}")
         if refusal.why == "too_long" and not context.reasons:
             raise TooLong(refusal.reason)
         if refusal.why == "saturated" or context.refused or is_waiting:
-            await self._waiting.wait_turn(queued, pause_s=self._pause_s(context))
+            await room.wait_turn(queued, pause_s=self._pause_s(context))
             context.refused.clear()
         elif refusal.why == "held":
             await self._pause(context)
-        elif context.reasons or self._may_return():
+        elif context.reasons or self._may_return(context):
             await self._wait_for_worker(context, refusal)
         else:
-            raise self._no_workers(refusal)
+            raise self._no_workers(context, refusal)
 
-    def _may_return(self) -> bool:
-        """A decode worker was here a moment ago, and whoever supervises it may start it again."""
-        return self._clock() < self._registry.decode_left_at + self._limits.patience_s
+    def _is_replaced(self, context: RequestContext) -> bool:
+        """Its version's workers are gone, those of another that its model has are here, and it may
+        still be anybody's. Not one that may have ended a worker: it would be as new there."""
+        version, is_bound = context.request.version, context.is_told or context.routed.num_suspected
+        return version is not None and not is_bound and self._registry.is_replaced(version)
 
-    def _no_workers(self, refusal: PlacementRefusal) -> NoWorkers:
-        return NoWorkers(self._registry.not_ready() or refusal.reason)
+    def _room(self, context: RequestContext) -> WaitingRoom:
+        return self._rooms.room_of(context.request.version)
+
+    def _may_return(self, context: RequestContext) -> bool:
+        version = context.request.version
+        model = None if version is None else version.model
+        return self._registry.may_serve_soon(model, within_s=self._limits.patience_s)
+
+    def _no_workers(self, context: RequestContext, refusal: PlacementRefusal) -> NoWorkers:
+        return NoWorkers(self._registry.not_ready(context.request.version) or refusal.reason)
 
     def _pause_s(self, context: RequestContext) -> float:
         """What was refused by workers, which know better, is asked ever less often."""
@@ -333,7 +364,7 @@ class Dispatcher:
             context.alone_since = now
         patience_left_s = context.alone_since + self._limits.patience_s - now
         if patience_left_s <= 0 and not context.reasons:
-            raise self._no_workers(refusal)
+            raise self._no_workers(context, refusal)
         if patience_left_s <= 0:
             why = f"{refusal.reason}; {'; '.join(context.reasons)}"
             raise RequestFailed(why, code="internal", retryable=True)
@@ -370,6 +401,9 @@ class Dispatcher:
     def _deadline_passed(self, context: RequestContext) -> RequestFailed:
         why = f"not finished within {context.request.deadline_s:g} s"
         return RequestFailed("; ".join([why, *context.reasons]), code="deadline")
+
+
+_ENDS = RouterEnds("this router ends")
 
 
 def _joined_family(context: RequestContext) -> ForkFamily | None:

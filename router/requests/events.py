@@ -10,6 +10,7 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import FailCode, FinishReason, Sampling, ServedVersion
 from protocol.readings import PromptReading, TokenScore
+from router.requests.ending import AlreadyEnded, ended_by_length
 from router.requests.family import ForkFamily
 from router.requests.trace import RequestTrace
 
@@ -40,6 +41,14 @@ class GenerationRequest:
     """Of its family; the others have nothing read of their prompt."""
     version: ServedVersion | None = None
     """Only its workers take the request, retries included. None: whichever there are."""
+    already_ended: AlreadyEnded = field(default=ended_by_length, repr=False)
+    """By its version's text."""
+
+
+class RouterEnds(BatonError):
+    """This router ends now; another one can serve the request."""
+
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +93,11 @@ class NoWorkers(BatonError):
 
     retryable = True
     retry_after_s = 1.0
+
+
+class VersionGone(NoWorkers):
+    """The last decode worker of the request's version is gone, its client has been told nothing,
+    and another version of the same model is served: prepare it again, for that one."""
 
 
 class TooLong(BatonError):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from protocol.errors import BatonError
 from protocol.ids import Epoch, WorkerId
-from protocol.messages import Emit, FinishReason, ToWorker
+from protocol.messages import Emit, ToWorker
+from router.requests.ending import EndWell
 from router.requests.events import Read
 
 
@@ -30,13 +31,6 @@ class PlaceAgain:
     """True: `suspect` had no room, and did not fail."""
     is_stall: bool = False
     """True: `suspect` said nothing for too long, and may live."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndWell:
-    reason: FinishReason
-    stopped_by: int | str | None = None
-    """As of `protocol.messages.Finished`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from router.admission.queued_request import QueuedRequest
 from router.failover.stall import Wait
 from router.fast_path.fast_path import FastPath
 from router.requests.context import RequestContext
+from router.requests.ending import EndWell
 from router.requests.events import Ended, Read
 from router.requests.family import ForkPoint
-from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.instructions import Deliver, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.recorder import Recorder
 from router.requests.token_listener import PlainListener, TokenListener
 from router.workers.worker_messages import WorkerGone, WorkerMessage

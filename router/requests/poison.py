@@ -29,4 +29,4 @@ class PoisonRequests:
 def _content(request: GenerationRequest) -> int:
     """Whatever its seed, which the router may have chosen."""
     rule = msgspec.structs.replace(request.sampling, seed=0)
-    return hash((request.token_ids, rule, request.reading))
+    return hash((request.version, request.token_ids, rule, request.reading))

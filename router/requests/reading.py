@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from protocol.messages import Emit, PromptScores, PromptVector
 from protocol.readings import PromptReading, ScorePrompt
+from router.requests.ending import EndWell
 from router.requests.events import Pooled, Read, Scored
-from router.requests.instructions import EndWell
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@ workers; when it is lost the next one continues from the prompt and the tokens t
 has, which is the same stream because sampling depends on (seed, position) alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, assert_never
 
@@ -23,13 +23,13 @@ from protocol.messages import (
     PrefixSource,
     PromptScores,
     PromptVector,
-    Sampling,
     Started,
 )
 from protocol.readings import rows_of
 from protocol.state_table import Life
 from router.failover.stall import Awaited
 from router.requests.attempt import Attempt, Leg
+from router.requests.ending import EndWell
 from router.requests.events import (
     GenerationRequest,
     PoisonRequest,
@@ -37,7 +37,7 @@ from router.requests.events import (
     Route,
     TooLong,
 )
-from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.instructions import Deliver, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.reading import ReadingProgress
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
 from router.requests.trace import AttemptTrace, Prediction
@@ -48,9 +48,6 @@ Work = Literal["prompt", "token"]
 BOTH: Final[frozenset[Work]] = frozenset({"prompt", "token"})
 MAX_SUSPECTED = 2
 """Workers in a row that may be lost with a request among the last they were given."""
-AlreadyEnded = Callable[[Sampling, Sequence[int]], EndWell | None]
-"""Whether these output tokens already end the request: its last worker may have died between
-the last token and the message that it was the last."""
 
 
 @dataclass(slots=True)
@@ -59,7 +56,6 @@ class RoutedRequest:
 
     request: GenerationRequest
     wire_id: RequestId
-    already_ended: AlreadyEnded
     generated: list[int] = field(default_factory=list)
     cached_tokens: int | None = None
     attempts: list[AttemptTrace] = field(default_factory=list)
@@ -429,7 +425,7 @@ class RoutedRequest:
     def _known_ending(self) -> EndWell | None:
         """What the worker that was lost would have said."""
         if self.request.sampling.max_tokens:
-            return self.already_ended(self.request.sampling, self.generated)
+            return self.request.already_ended(self.request.sampling, self.generated)
         is_read = self.request.reading is not None and self._progress.lacking is None
         return EndWell("length") if is_read else None
 

@@ -14,9 +14,10 @@ import msgspec
 from protocol.ids import RequestId
 from protocol.store.responses import KeptResponse, ResponseStore
 from router.api.errors import ApiError, bad_field
-from router.api.explain import shown
 from router.api.generation import MAX_ALTERNATIVES
+from router.api.model_choice import Choose
 from router.api.parsing import parse_body
+from router.api.shown import shown
 from router.openai.prepare import prepare_conversation
 from router.responses.conversation import conversation_of
 from router.responses.items import InputItem, input_shapes, read_items
@@ -31,6 +32,13 @@ MAX_REFERRED = 256
 """Responses that the items of one input may refer to: an agent's steps."""
 NO_PREVIOUS = "previous_response_not_found"
 _PREVIOUS = "previous_response_id"
+
+
+class _KeptShape(msgspec.Struct):
+    model: str | None = None
+
+
+_KEPT = msgspec.json.Decoder(_KeptShape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +94,13 @@ def prepare_response(
     found: FoundResponses,
     keeping: Keeping | None,
     request: RequestId,
-    context: int,
+    choose: Choose,
 ) -> ResponseGeneration:
-    """`found`: what is known of `wanted_ids`."""
+    """`found`: what is known of `wanted_ids`. Raises ApiError, and what `choose` does."""
     items, paths = _all_items(fields, found)
     conversation = conversation_of(fields, items, paths)
-    generation = prepare_conversation(runtime, conversation, request, context)
+    chosen = choose(fields.model or _previous_model(fields, found))
+    generation = prepare_conversation(runtime, conversation, request, chosen)
     token = secrets.token_hex(24)
     is_kept = keeping is not None and (keeping.by_default if fields.store is None else fields.store)
     is_remembered = keeping is not None and not is_kept and fields.store is None
@@ -122,6 +131,12 @@ def _all_items(
         items.append(_looked_up(item, index, found, outputs) if is_reference else item)
         paths.append(f"input[{index}]")
     return items, paths
+
+
+def _previous_model(fields: ResponseRequest, found: FoundResponses) -> str | None:
+    """Who is to go on with what names no model itself."""
+    kept = found.kept.get(fields.previous_response_id or "")
+    return None if kept is None else _KEPT.decode(kept.response).model
 
 
 def _continued(previous: str, found: FoundResponses) -> list[InputItem]:

@@ -1,12 +1,10 @@
 """The keys file, read at the start and again whenever it has changed.
 
-What is found by its path counts, so that a mounted Kubernetes secret, whose files are links that
-are moved to another version, is seen too. A file that cannot be read or is wrong changes nothing.
+A file that cannot be read or is wrong changes nothing.
 """
 
 import asyncio
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from protocol.process.metrics import RouterMetrics
 from router.tenants.api_key import ApiKey
 from router.tenants.key_file import MAX_FILE_BYTES, read_keys
 from router.tenants.key_ring import KeyRing
+from router.watched_file import file_version
 
 LOOK_EVERY_S = 1.0
 log = logging.getLogger("baton.keys")
@@ -38,7 +37,7 @@ class KeyWatch:
         self._path = path
         self._ring = ring
         self._metrics = metrics
-        self._seen = _version(path)
+        self._seen = file_version(path)
         self._use(load_keys(path))
 
     async def run(self) -> None:
@@ -49,7 +48,7 @@ class KeyWatch:
 
     async def look(self) -> None:
         """Read it if it is not the one that was read."""
-        version = await asyncio.to_thread(_version, self._path)
+        version = await asyncio.to_thread(file_version, self._path)
         if version == self._seen:
             return
         self._seen = version
@@ -68,12 +67,3 @@ class KeyWatch:
         self._metrics.keys.set(len(keys))
         told = {"keys": len(keys), "tenants": self._ring.num_tenants}
         log.info("keys loaded", extra=told)
-
-
-def _version(path: Path) -> tuple[int, ...] | None:
-    """What differs between two versions of a file; None where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

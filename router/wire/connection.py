@@ -71,7 +71,7 @@ class Connection(HttpToolsProtocol):
             descriptor=_lendable(transport),
         )
         if self._others.admit(self):
-            self._arm(self._limits.head_timeout_s, self._give_up_head)
+            self._arm(self._patience_s(self._limits.head_timeout_s), self._give_up_head)
         else:
             self._turn_away()
 
@@ -175,7 +175,8 @@ class Connection(HttpToolsProtocol):
         if self._lingering is not None or self.transport.is_closing():
             return
         self.flow.resume_reading()
-        keep = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        silence_s = self._patience_s(self._limits.keep_alive_s)
+        keep = self.loop.call_later(silence_s, self.timeout_keep_alive_handler)
         self.timeout_keep_alive_task = keep
         if self._unread:
             self._take_turn()
@@ -185,6 +186,14 @@ class Connection(HttpToolsProtocol):
 
     def make_room(self) -> None:
         self._turn_away(silently=not self._unread and self._head is None)
+
+    def note_drain(self) -> None:
+        if self._is_silent():
+            self._unset_keepalive_if_required()
+            self._arm(self._limits.last_idle_s, self._give_up_head)
+
+    def shutdown(self) -> None:
+        """Of uvicorn, when nobody else may connect: who is here ends by itself."""
 
     # What is left is ours.
 
@@ -203,6 +212,7 @@ class Connection(HttpToolsProtocol):
             keep_alive=not is_old and self.parser.should_keep_alive() and not is_last,
             on_response=self.on_response_complete,
         )
+        self.cycle.is_draining = lambda: self._others.is_draining
         task = self.loop.create_task(self.cycle.run_asgi(self.app), name="request")
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)  # uvicorn's server waits for them when it drains
@@ -212,6 +222,14 @@ class Connection(HttpToolsProtocol):
         self._wire.descriptor = -1
         if isinstance(self.cycle, Cycle):
             self.cycle.take_socket_back()
+
+    def _patience_s(self, usual_s: float) -> float:
+        """With a client that has sent nothing of its next request."""
+        return min(usual_s, self._limits.last_idle_s) if self._others.is_draining else usual_s
+
+    def _is_silent(self) -> bool:
+        """Between requests, with nothing of the next."""
+        return not (self._is_answering() or self._unread or self._head is not None)
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -27,6 +27,8 @@ class Cycle(RequestResponseCycle):
     _until_close = False
     _give_back: Callable[[], None] | None = None
     """While its socket is lent."""
+    is_draining: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether an answer that begins is its connection's last."""
 
     async def run_asgi(self, app: Any) -> None:
         self.scope["extensions"] = cast(Any, {EXTENSION: self})
@@ -95,7 +97,7 @@ class Cycle(RequestResponseCycle):
             self.flow = flow
 
     def _begin(self, message: HTTPResponseStartEvent) -> None:
-        if self.more_body:
+        if self.more_body or self.is_draining():
             self.keep_alive = False  # where the next request begins is not known
         has_length = any(name == b"content-length" for name, _ in message.get("headers", ()))
         if self.scope["http_version"] == "1.0" and not has_length:  # it knows no chunks

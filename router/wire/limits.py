@@ -29,6 +29,9 @@ class ConnectionLimits:
     would tell. So much longer an answer is made before it must have begun to be taken."""
     last_request_s: float = 30.0
     """The same for one that had said that this was its last request: it may well wait."""
+    last_idle_s: float = 0.0
+    """`keep_alive_s` once this router drains: a client that was not told of it by its last answer
+    may still send one more request, which is answered and told."""
     linger_s: float = 2.0
     """What a refused client still sends is read and dropped for this long: closing on it would
     reset the connection and lose the answer."""

@@ -20,6 +20,9 @@ class OpenConnection(Protocol):
     def make_room(self) -> None:
         """Close, now: you let us wait the longest."""
 
+    def note_drain(self) -> None:
+        """Wait no longer for a next request than one that is on its way takes."""
+
 
 class OpenConnections:
     """Not thread-safe: one event loop owns it."""
@@ -30,6 +33,14 @@ class OpenConnections:
         self._beyond: set[OpenConnection] = set()  # of the open, those for probes alone
         self._waited_for: dict[OpenConnection, None] = {}  # the longest waiting first
         self._warned_at = float("-inf")
+        self.is_draining = False
+        """Whether each answer that begins is the last on its connection."""
+
+    def begin_drain(self) -> None:
+        """From now on no connection outlives its next answer."""
+        self.is_draining = True
+        for connection in list(self._open):
+            connection.note_drain()
 
     def admit(self, connection: OpenConnection) -> bool:
         """Whether there is room, perhaps made by another. If not, it must close at once."""

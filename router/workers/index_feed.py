@@ -68,8 +68,7 @@ class IndexFeed:
     async def _follow(self) -> None:
         """The stream's end is read before the snapshots, so that nothing falls between."""
         after = await self.store.last_event_id()
-        if self.redis == "lost":
-            log.info("Redis connected")
+        self.store.contact.note()
         self.redis = "connected"
         self._asked_at.clear()
         while True:
@@ -127,9 +126,7 @@ class IndexFeed:
             await asyncio.sleep(0)
 
     def _lose(self, error: StoreError) -> None:
-        if self.redis == "connected":
-            remedy = "bring Redis back; until then requests are placed by what is known"
-            log.warning("Redis lost", extra={"why": str(error), "remedy": remedy})
+        self.store.contact.note(error)
         self.redis = "lost"
         self.index.doubt_all()
         self._show()

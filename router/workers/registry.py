@@ -9,30 +9,34 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from math import inf
 
 import xxhash
 
-from protocol.codec import one_emit
+from protocol.codec import SPOKEN_VERSIONS, one_emit
 from protocol.errors import BatonError, PeerLost, PeerSilent, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.membership import Roster
 from protocol.messages import (
     Beat,
     Emit,
     Failed,
     LoadReport,
     Registration,
+    ServedVersion,
     Step,
+    TextPart,
     ToCompute,
     ToRouter,
     ToWorker,
     Welcome,
 )
+from protocol.store.workers import ComingWorker
 from router.fast_path.fast_path import FastPath
 from router.placement.fleet import Fleet
+from router.workers.expected_workers import ExpectedWorkers
 from router.workers.message_receiver import MessageReceiver
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -47,14 +51,13 @@ Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]
 
 
 class Registry:
-    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do. Of
-    equally good workers each `router` prefers others; None: the first by name."""
+    """Owned by one event loop. Of equally good workers each `router` prefers others; None: the
+    first by name."""
 
     def __init__(
         self,
         *,
         connect: Connect,
-        model: str | None = None,
         router: RouterId | None = None,
         fast_path: FastPath | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -62,7 +65,6 @@ class Registry:
         self._connect = connect
         self.fast_path = fast_path
         """What it takes of a step is told to nobody here."""
-        self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, KnownWorker] = {}
         self.fleet = Fleet(order=str if router is None else partial(_as_seen_by, router))
@@ -71,10 +73,11 @@ class Registry:
         self._tasks: asyncio.TaskGroup | None = None
         self._receivers: dict[RequestId, MessageReceiver] = {}
         self._changed = asyncio.Event()
-        self.decode_left_at = -inf
-        """When the last decode worker was removed, on this registry's clock."""
+        self._expected = ExpectedWorkers()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
+        self.text_listeners: list[Callable[[KnownWorker, TextPart], None]] = []
+        """Called with each part of a text that was asked for."""
         self.report_listeners: list[Callable[[], None]] = []
         """Called whenever a worker has said how much it has to do."""
 
@@ -99,12 +102,13 @@ class Registry:
         """One that was among `workers` a moment ago, before anything was awaited."""
         return self._workers[worker]
 
-    def not_ready(self) -> str | None:
-        """None with one ready decode worker: it can prefill too, if it must. Strangers may read
-        it, so it has roles, no names and no addresses."""
-        if self._decode_compats():
+    def not_ready(self, version: ServedVersion | None = None) -> str | None:
+        """None with one ready decode worker of that version, None: of any: it can prefill too, if
+        it must. Strangers may read it, so it has roles, no names and no addresses."""
+        workers = [w for w in self.workers if version in (None, w.registration.version)]
+        if any(w.is_ready and w.role == "decode" for w in workers):
             return None
-        others = [w for w in self.workers if not w.is_ready]
+        others = [w for w in workers if not w.is_ready]
         problems = [f"{w.role}: {_ADDRESS.sub('', w.why.replace(w.id, w.role))}" for w in others]
         return "; ".join(["no decode worker", *problems])
 
@@ -112,15 +116,37 @@ class Registry:
         """Why a worker that is here gets no requests; "" when it may get some."""
         if not worker.is_ready:
             return worker.why
-        compats = self._decode_compats()
-        if worker.role == "decode" or worker.registration.compat in compats:
+        decodes = [w.registration for w in self.ready_workers() if w.role == "decode"]
+        own = worker.registration
+        if any((one.version, one.compat) == (own.version, own.compat) for one in decodes):
             return ""
-        if not compats:
-            return "there is no decode worker"
+        if not any(one.version == own.version for one in decodes):
+            return "there is no decode worker" + (" of its model and revision" if decodes else "")
         return "no decode worker shares its model and KV layout"
 
-    def _decode_compats(self) -> set[str]:
-        return {w.registration.compat for w in self.ready_workers() if w.role == "decode"}
+    @property
+    def coming_models(self) -> frozenset[str]:
+        """As of `ExpectedWorkers.models`."""
+        return self._expected.models
+
+    def is_replaced(self, version: ServedVersion) -> bool:
+        """No decode worker of that version is ready, and one of another version of its model is."""
+        decodes = [one.version for one in self.ready_workers() if one.role == "decode"]
+        return version not in decodes and any(one.model == version.model for one in decodes)
+
+    def may_serve_soon(self, model: str | None, *, within_s: float) -> bool:
+        """Whether a decode worker of that model, None: of any, may be here within `within_s`: one
+        loads, or is being met, or one drains, or was lost so short a time ago, and whoever
+        supervises it starts another."""
+        now = self._clock()
+        if self._expected.is_coming(model) or now < self._expected.left_at(model) + within_s:
+            return True
+        decodes = (w for w in self._workers.values() if w.role == "decode")
+        return any(
+            w.state == "draining" or (w.state == "connecting" and now < w.met_at + within_s)
+            for w in decodes
+            if model in (None, w.registration.model)
+        )
 
     def add_receiver(self, request: RequestId, receiver: MessageReceiver) -> None:
         """It is told whatever workers say of the request, and which workers are lost."""
@@ -155,19 +181,24 @@ class Registry:
         async with asyncio.timeout(timeout_s):
             await self._changed.wait()
 
-    async def run(self, memberships: AsyncIterator[Sequence[Registration]]) -> None:
-        """Serve a link to every worker of the newest membership, until cancelled. A worker
-        absent from it stays as long as its link lives."""
+    async def run(self, rosters: AsyncIterator[Roster]) -> None:
+        """Serve a link to every worker of the newest roster, until cancelled. A worker absent from
+        it stays as long as its link lives."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            async for registrations in memberships:
-                for registration in registrations:
+            async for roster in rosters:
+                self._note_coming(roster.coming)
+                for registration in roster.workers:
                     self._meet(registration)
-                present = {registration.worker for registration in registrations}
+                present = {registration.worker for registration in roster.workers}
                 for worker in self.workers:
                     away = worker.state == "mismatched" or worker.id not in self._serving
                     if away and worker.id not in present:
                         self._remove(worker, "is no longer registered")
+
+    def _note_coming(self, coming: Iterable[ComingWorker]) -> None:
+        if self._expected.note_coming(coming):
+            self._signal()
 
     def _meet(self, registration: Registration) -> None:
         known = self._workers.get(registration.worker)
@@ -179,11 +210,11 @@ class Registry:
         if known is not None:
             self._stop_serving(registration.worker)
             self._remove(known, "was replaced by a new incarnation")
-        worker = KnownWorker(registration)
+        worker = KnownWorker(registration, met_at=self._clock())
         self._workers[worker.id] = worker
         worker.join_fleet(self.fleet)
-        if self._model not in (None, registration.model):
-            self._mismatch(worker, f"it serves {registration.model}, this router {self._model}")
+        if (why := _not_understood(registration)) is not None:
+            self._mismatch(worker, why)
             return
         self._begin_serving(worker)
         self._signal()
@@ -249,6 +280,9 @@ class Registry:
                 raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
+            case TextPart():
+                for listener in self.text_listeners:
+                    listener(worker, message)
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
                 worker.advanced_at = now
                 receiver = self._receivers.get(message.request)
@@ -291,7 +325,7 @@ class Registry:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
         self._tell_gone(worker, WorkerGone(why))
         worker.note_mismatched(why)
-        remedy = "start it with the model and the version of this router"
+        remedy = "none while it or this router is being replaced; else run both of one version"
         log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
         self._signal()
 
@@ -308,8 +342,8 @@ class Registry:
         del self._workers[worker.id]
         worker.leave_fleet()
         self._serving.pop(worker.id, None)
-        if worker.is_ready and worker.role == "decode":
-            self.decode_left_at = self._clock()
+        if worker.role == "decode" and worker.state in ("ready", "draining"):
+            self._expected.note_left(worker.registration.model, now=self._clock())
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
             log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
@@ -331,6 +365,15 @@ class Registry:
             listener()
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _not_understood(registration: Registration) -> str | None:
+    """Why nothing can be asked of such a worker; None: it can."""
+    wire = registration.wire
+    if wire not in SPOKEN_VERSIONS:
+        spoken = " and ".join(map(str, SPOKEN_VERSIONS))
+        return f"it speaks wire {wire}, this router {spoken}"
+    return None if registration.text else f"it speaks wire {wire}, which tells no text"
 
 
 def _as_seen_by(router: RouterId, worker: WorkerId) -> int:

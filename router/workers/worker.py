@@ -17,6 +17,7 @@ from protocol.messages import (
     LoadReport,
     Registration,
     Role,
+    ServedVersion,
     ToRouter,
     ToWorker,
     WorkerState,
@@ -75,6 +76,8 @@ class KnownWorker:
     num_tries: int = 0
     retry_at: float = 0.0
     """Not sooner, on the registry's clock."""
+    met_at: float = 0.0
+    """When it was first heard of, on that clock."""
     beat: Beat | None = None
     heard_at: float = 0.0
     """When it last said anything, on the registry's clock."""
@@ -86,6 +89,7 @@ class KnownWorker:
     unheard: dict[RequestId, int] = field(default_factory=dict)
     """Requests that it has and of which it has said no token yet that another did not say, with
     the index of the first that it would."""
+    version: ServedVersion = field(init=False)
     _fleet: Fleet | None = None
     _slot: int = -1
     _num_posted: int = 0
@@ -102,6 +106,9 @@ class KnownWorker:
     _reported_at_s: float = 0.0
     _suspects: dict[RequestId, float] = field(default_factory=dict)
     """Those to be joined by nobody, and until when."""
+
+    def __post_init__(self) -> None:
+        self.version = self.registration.version
 
     @property
     def id(self) -> WorkerId:
@@ -180,6 +187,10 @@ class KnownWorker:
     def is_held(self, *, now: float) -> bool:
         """A suspect is here that nobody is to join."""
         return any(now < until for until in self._suspects.values())
+
+    def serves(self, version: ServedVersion | None) -> bool:
+        """Whether it answers requests of that version; None: of any."""
+        return version is None or version == self.version
 
     @property
     def is_empty(self) -> bool:

@@ -93,7 +93,7 @@ async def test_a_tools_result_goes_back_with_the_answer_as_it_came(
         {"role": "user", "content": [result]},
     ]
     await ask(sdk, messages=history, tools=[WEATHER])
-    prompt = bench.runtime.tokenizer.decode(bench.dispatcher.requests[-1].token_ids)
+    prompt = bench.tokenizer.decode(bench.dispatcher.requests[-1].token_ids)
     called = '[assistant I look.{"name": "weather", "arguments": {"city": "Rome"}}]'
     assert prompt.startswith(f"[user hi]{called}[tool sunny]<weather>")
 
@@ -102,7 +102,7 @@ async def test_a_call_that_was_cut_is_what_there_is_of_it(
     bench: Bench, sdk: AsyncAnthropic
 ) -> None:
     bench.dispatcher.reply = CUT
-    num_tokens = len(bench.runtime.tokenizer.encode(CUT))
+    num_tokens = len(bench.tokenizer.encode(CUT))
     fields: Any = {"model": MODEL, "max_tokens": num_tokens, "messages": HI, "tools": [WEATHER]}
     whole = await sdk.messages.create(**fields)
     async with sdk.messages.stream(**fields) as stream:

@@ -60,7 +60,7 @@ async def test_base64_is_of_little_endian_float32(bench: Bench) -> None:
 async def test_inputs_are_texts_or_token_ids(
     bench: Bench, given: object, prompts: list[tuple[int, ...]] | None
 ) -> None:
-    encode = bench.runtime.tokenizer.encode
+    encode = bench.tokenizer.encode
     texts = [given] if isinstance(given, str) else given
     assert isinstance(texts, list)
     expected = prompts or [tuple(encode(text)) for text in texts]
@@ -125,7 +125,7 @@ async def test_a_vector_without_a_direction_is_an_error_and_no_number(
 async def test_what_is_wrong_is_refused_by_name(
     bench: Bench, fields: dict[str, Any], param: str
 ) -> None:
-    bench.cluster.context = 512
+    bench.models.context = 512
     async with bench.client() as client:
         refused = await embed(client, **fields)
     assert refused.status_code == 400

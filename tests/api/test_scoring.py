@@ -50,7 +50,7 @@ async def test_without_a_token_to_generate_the_prompt_alone_is_answered(
         answer = await complete(client, prompt=prompt, echo=True, logprobs=0, max_tokens=0)
     (choice,) = answer.json()["choices"]
     assert choice["finish_reason"] == "length"
-    assert choice["text"] == bench.runtime.tokenizer.decode(prompt)
+    assert choice["text"] == bench.tokenizer.decode(prompt)
     assert logprobs_of(answer)["token_logprobs"] == [None, -1, -2, -3][: len(prompt)]
     assert bench.dispatcher.requests[0].sampling.max_tokens == 0
 
@@ -86,7 +86,7 @@ async def test_vllms_list_has_every_token_with_its_rank_by_id(bench: Bench) -> N
     assert list(listed[1]) == ["6", "5"], "its own token, then the likeliest"
     assert (listed[1]["6"]["logprob"], listed[1]["6"]["rank"]) == (-1, 2)
     assert (listed[1]["5"]["logprob"], listed[1]["5"]["rank"]) == (-0.5, 1)
-    name = bench.runtime.tokenizer.token_text(6)
+    name = bench.tokenizer.token_text(6)
     assert listed[1]["6"]["decoded_token"] == name
     assert choice["logprobs"] is None
 
@@ -137,7 +137,7 @@ async def test_what_cannot_be_answered_is_refused_by_name(
 
 
 async def test_a_prompt_as_long_as_the_context_can_be_scored(bench: Bench) -> None:
-    bench.cluster.context = len(IDS)
+    bench.models.context = len(IDS)
     async with bench.client() as client:
         asked = {"prompt": IDS, "echo": True, "logprobs": 0}
         assert (await complete(client, max_tokens=0, **asked)).status_code == 200

@@ -56,9 +56,7 @@ async def test_a_call_its_result_and_the_answer(bench: Bench, sdk: AsyncOpenAI) 
     messages: Any = [USER, choice.message, *results]
     answer = await sdk.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS)
     assert answer.choices[0].message.content == "It rains."
-    sent = bench.runtime.tokenizer.decode(
-        bench.dispatcher.requests[1].token_ids, skip_special_tokens=False
-    )
+    sent = bench.tokenizer.decode(bench.dispatcher.requests[1].token_ids, skip_special_tokens=False)
     assert "<think>\nUlm?\n</think>" in sent and sent.count("<tool_response>\nrain\n") == 2
 
 
@@ -80,5 +78,5 @@ async def test_its_parse_helper_reads_strict_tools(bench: Bench, sdk: AsyncOpenA
     answer = await sdk.chat.completions.parse(model=MODEL, messages=[USER], tools=[tool])
     (call,) = calls_of(answer.choices[0].message)
     assert call.function.parsed_arguments == GetWeather(city="Ulm")
-    sent = bench.runtime.tokenizer.decode(bench.dispatcher.requests[0].token_ids)
+    sent = bench.tokenizer.decode(bench.dispatcher.requests[0].token_ids)
     assert json.dumps(tool["function"]["parameters"]) in sent

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.standing import LAYOUT, Standing, depths_of, fleet_of, placed, way
+from support.standing import LAYOUT, Standing, depths_of, fleet_of, placed, version_of, way
 
 from protocol.messages import StepModel
 from router.placement.cost import (
@@ -22,6 +22,9 @@ from router.placement.kernel import kernel
 from router.placement.option import Option, OptionQuery
 from router.placement.options import find_options
 from router.placement.place import Placement, PlacementRefusal, PlacementRules, Preferred, place
+from router.placement.policies import Policy
+from router.placement.prompt import place_prompt
+from router.placement.sessions import rendezvous
 from router.placement.twin import find_options_twin
 
 tokens = st.integers(0, 3_000)
@@ -58,6 +61,7 @@ def standing(name: str) -> st.SearchStrategy[Standing]:
         max_context_tokens=st.sampled_from([1_000, 4_000]),
         max_step_tokens=st.sampled_from([0, 256]),
         compat=st.sampled_from(["same", "same", "other"]),
+        revision=st.sampled_from(["old", "new"]),
         transports=st.sampled_from([("tcp",), ("tcp", "shm"), ("nccl",)]),
         kv_address=st.sampled_from(["", "tcp://lender:1"]),
         step=steps,
@@ -328,3 +332,48 @@ class _Naive:
     def _link(self, to: int, peer: int) -> tuple[float, float]:
         row = self.rows[to]
         return self.links[to].get(peer, (row["latency_s"], row["bytes_per_s"]))
+
+
+@given(
+    standings(),
+    demands,
+    st.sampled_from(["cost", "round_robin", "least_loaded", "random"]),
+    st.booleans(),
+    st.integers(0, 5),
+)
+@settings(max_examples=100, deadline=None)
+def test_what_is_chosen_is_what_a_fleet_of_that_version_alone_would_choose(
+    here: list[Standing], demand: Demand, policy: Policy, has_session: bool, turn: int
+) -> None:
+    """Whoever computes, decodes or lends; of whole fleets the rest might as well not be there, but
+    for what is guessed of workers that have measured nothing."""
+    own = [one for one in here if one.revision == "new"]
+    measured = any(one.rate == 0 or one.step == StepModel() for one in here)
+    rules = PlacementRules(policy=policy, worker_queue_s=1e9)
+    found = []
+    for fleet, depths in ((fleet_of(*here), depths_of(*here)), (fleet_of(*own), depths_of(*own))):
+        version = version_of("new")
+        preferred = rendezvous("s", fleet, version) if has_session else None
+        found.append(
+            (
+                place(
+                    fleet, demand, depths=depths, rules=rules, now=0.0, version=version,
+                    preferred=preferred, turn=turn, key="k",
+                ),
+                place_prompt(fleet, demand, depths=depths, now=0.0, version=version),
+            )
+        )  # fmt: skip
+    names = {one.name for one in own}
+    for placement in found[0]:
+        if isinstance(placement, Placement):
+            source = placement.prefix_source
+            chosen = {placement.decode, placement.prefill, source and source.worker} - {None}
+            assert chosen <= names
+    if not measured:
+        assert [_told(one) for one in found[0]] == [_told(one) for one in found[1]]
+
+
+def _told(found: Placement | PlacementRefusal) -> tuple[object, ...]:
+    if isinstance(found, PlacementRefusal):
+        return found.why, found.reason
+    return way(found), found.cost_s, found.prefix_source and found.prefix_source.worker

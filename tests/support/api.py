@@ -14,12 +14,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from support.checkpoints import write_checkpoint
 from support.fake_dispatcher import FakeDispatcher, StubCluster
+from support.fake_models import FakeModels, text_of
 
-from protocol.formats.choose import choose_formats
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
+from router.api.model_choice import ModelChoice
 from router.api.stream_door import EXTENSION
 from router.http.app import create_app
+from router.models.model_text import ChosenModel, ModelText
 from router.runtime import ApiLimits, Runtime
 from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer
@@ -35,10 +37,23 @@ class Bench:
     runtime: Runtime
     dispatcher: FakeDispatcher
     cluster: StubCluster
+    models: FakeModels
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the first model."""
+        return self.models.texts[0].tokenizer
+
+    def choose(self, name: str | None) -> ChosenModel:
+        """For functions that want it."""
+        return ModelChoice(self.models, "").choose(name)
 
     def app(self, **changes: Any) -> FastAPI:
-        """`changes` are fields of the runtime or of its limits."""
+        """`changes` are fields of the runtime, of its limits or of its models' texts."""
         limits = {name: changes.pop(name) for name in list(changes) if hasattr(ApiLimits, name)}
+        fields = ModelText.__dataclass_fields__
+        if of_text := {name: changes.pop(name) for name in list(changes) if name in fields}:
+            changes["models"] = self.models.changed(**of_text)
         changed = replace(self.runtime, limits=replace(self.runtime.limits, **limits), **changes)
         return create_app(changed)
 
@@ -55,18 +70,31 @@ class Bench:
         self, limits: ConnectionLimits | None = None, max_connections: int = 100, **changes: Any
     ) -> AsyncIterator[str]:
         """On a loopback socket, by the server of production; gives the base URL."""
+        async with self.served(limits, max_connections, **changes) as (_, url):
+            yield url
+
+    @asynccontextmanager
+    async def served(
+        self,
+        limits: ConnectionLimits | None = None,
+        max_connections: int = 100,
+        drain_s: float = 1.0,
+        **changes: Any,
+    ) -> AsyncIterator[tuple[HttpServer, str]]:
+        """The same, with the server, which may be told to end."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             server = HttpServer(
                 self.app(**changes),
                 metrics=self.runtime.metrics,
                 limits=limits or ConnectionLimits(),
                 max_connections=max_connections,
-                drain_s=1.0,
+                drain_s=drain_s,
+                end_requests=self.dispatcher.end_requests,
             )
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[listener]), name="http")
                 try:
-                    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+                    yield server, f"http://127.0.0.1:{listener.getsockname()[1]}"
                 finally:
                     server.should_exit = True
 
@@ -91,15 +119,14 @@ def make_bench(path: Path, **checkpoint: Any) -> Bench:
     tokenizer = Tokenizer.load(write_checkpoint(path, **checkpoint))
     dispatcher = FakeDispatcher(tokenizer)
     cluster = StubCluster(dispatcher)
+    models = FakeModels(text_of(tokenizer, model=MODEL))
     runtime = Runtime(
-        model=MODEL,
-        tokenizer=tokenizer,
-        formats=choose_formats(tokenizer),
+        models=models,
         dispatcher=dispatcher,
         cluster=cluster,
         metrics=RouterMetrics(),
     )
-    return Bench(runtime=runtime, dispatcher=dispatcher, cluster=cluster)
+    return Bench(runtime=runtime, dispatcher=dispatcher, cluster=cluster, models=models)
 
 
 async def chat(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:

@@ -49,8 +49,7 @@ class ChaosFleet:
         for policy in ("auto", "never"):
             port = free_port()
             flags = ("--port", str(port), "--local-prefill", policy, "--log-level", "warning")
-            model = ("--model", str(self.checkpoint), "--redis", self.redis.url)
-            self._routers.append(Process("router", *model, *flags, env={}))
+            self._routers.append(Process("router", "--redis", self.redis.url, *flags, env={}))
             self.urls.append(f"http://127.0.0.1:{port}")
         for role in ("prefill", "decode"):
             for number in range(NUM_EACH):

@@ -55,7 +55,7 @@ class Cluster:
         where = ("--model", str(checkpoint), "--dtype", dtype, "--port", "0", "--verbose")
         # Also where there is a GPU: these tests are not of it.
         here = ("--device", "cpu")
-        command = [sys.executable, "-m", "controlplane.cli.main", "up"]
+        command = [sys.executable, "-m", "controlplane.cli.entry", "up"]
         self._command = [*command, *where, *pools, *here, *extra]
         self._env = {**os.environ, "PYTHONPATH": python_path(ROOT), **(env or {})}
         self._wait = wait

@@ -40,6 +40,7 @@ from protocol.messages import (
 )
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
+from protocol.text.packed_text import PackedText
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
@@ -192,7 +193,7 @@ def _serving(
         grammars=Grammars(tokenizer := Tokenizer.load(settings.model), num_threads=1),
     )  # fmt: skip
     model = LoadedModel(
-        tokenizer=tokenizer, assembly=part,
+        text=PackedText("text", b""), tokenizer=tokenizer, assembly=part,
         transports=transports,
     )  # fmt: skip
     parts = WorkerParts(

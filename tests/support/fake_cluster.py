@@ -10,9 +10,11 @@ from support.fake_worker import Act, Fabric, FakeWorker, already_ended
 
 from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Registration, Role, Sampling, Token
+from protocol.membership import Roster
+from protocol.messages import Registration, Role, Sampling, ServedVersion, Token
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
+from protocol.store.workers import ComingWorker
 from router.fast_path.fast_path import make_fast_path
 from router.placement.place import PlacementRules
 from router.prefix.prefix_index import PrefixIndex
@@ -29,14 +31,14 @@ APART = PlacementRules(local_prefill="never")
 class FakeCluster:
     """Made by `fake_cluster`; workers come with `add` and leave with `FakeWorker.die`."""
 
-    def __init__(
-        self, tasks: asyncio.TaskGroup, limits: DispatchLimits, *, model: str | None = None
-    ) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, limits: DispatchLimits) -> None:
         self.fabric = Fabric()
         self.workers: dict[str, FakeWorker] = {}
+        self.coming: list[ComingWorker] = []
+        """Told with the next that `announce` tells."""
         self.metrics = RouterMetrics()
         self.fast_path = make_fast_path(self.metrics.between_tokens_s)
-        self.registry = Registry(connect=_connect, model=model, fast_path=self.fast_path)
+        self.registry = Registry(connect=_connect, fast_path=self.fast_path)
         self.index = PrefixIndex()
         self.registry.listeners.append(self._follow)
         self.traces = TraceRing()
@@ -45,12 +47,11 @@ class FakeCluster:
             index=self.index,
             metrics=self.metrics,
             traces=self.traces,
-            already_ended=already_ended,
             limits=limits,
         )
         self._ever: list[FakeWorker] = []
         self._tasks = tasks
-        self._memberships: asyncio.Queue[tuple[Registration, ...]] = asyncio.Queue()
+        self._rosters: asyncio.Queue[Roster] = asyncio.Queue()
         self.background = [
             tasks.create_task(self.registry.run(self._news()), name="registry"),
             tasks.create_task(self.dispatcher.watch(), name="watchdog"),
@@ -65,9 +66,8 @@ class FakeCluster:
         return worker
 
     def announce(self) -> None:
-        self._memberships.put_nowait(
-            tuple(w.registration for w in self.workers.values() if not w.dead.is_set())
-        )
+        here = tuple(w.registration for w in self.workers.values() if not w.dead.is_set())
+        self._rosters.put_nowait(Roster(workers=here, coming=tuple(self.coming)))
 
     def restart_when_dead(self, worker: FakeWorker) -> None:
         """As a supervisor does, any number of times; the rest of the plan is carried over."""
@@ -102,9 +102,9 @@ class FakeCluster:
     def _follow(self) -> None:
         self.index.follow_only_workers({w.id: w.epoch for w in self.registry.workers})
 
-    async def _news(self) -> AsyncIterator[Sequence[Registration]]:
+    async def _news(self) -> AsyncIterator[Roster]:
         while True:
-            yield await self._memberships.get()
+            yield await self._rosters.get()
 
 
 def _connect(registration: Registration) -> WorkerLink:
@@ -119,12 +119,11 @@ async def fake_cluster(
     plans: Mapping[str, Sequence[Act]] | None = None,
     limits: DispatchLimits | None = None,
     supervised: bool = False,
-    model: str | None = None,
 ) -> AsyncIterator[FakeCluster]:
     """Ready workers `prefill-0`, ..., `decode-0`, ...; with `supervised` the dead come back."""
     roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        cluster = FakeCluster(tasks, limits or DispatchLimits(rules=APART), model=model)
+        cluster = FakeCluster(tasks, limits or DispatchLimits(rules=APART))
         try:
             for role, number in roles:
                 for index in range(number):
@@ -149,6 +148,7 @@ def request(
     reading: PromptReading | None = None,
     family: ForkFamily | None = None,
     is_first: bool = True,
+    version: ServedVersion | None = None,
 ) -> GenerationRequest:
     return GenerationRequest(
         id=RequestId(name),
@@ -159,6 +159,8 @@ def request(
         deadline_s=deadline_s,
         family=family,
         is_first=is_first,
+        version=version,
+        already_ended=already_ended,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
-from protocol.messages import FinishReason, Token, TokenLogprob
+from protocol.messages import FinishReason, ServedVersion, Token, TokenLogprob
 from protocol.readings import PoolPrompt, TokenScore
 from protocol.text.tokenizer import TextState, Tokenizer
 from router.prefix.state import IndexState
@@ -19,6 +19,7 @@ from router.requests.events import (
     GenerationRequest,
     Pooled,
     Route,
+    RouterEnds,
     Scored,
 )
 from router.requests.token_listener import TokenListener
@@ -34,6 +35,8 @@ BEFORE_PLACED = -1
 class FakeDispatcher:
     def __init__(self, tokenizer: Tokenizer, *, reply: str = "Hello there.") -> None:
         self.tokenizer = tokenizer
+        self.tokenizers: dict[ServedVersion, Tokenizer] = {}
+        """Of versions that have another."""
         self.reply = reply
         self.cached_tokens = 0
         self.vector = [3.0, 4.0, 0.0]
@@ -51,6 +54,11 @@ class FakeDispatcher:
         self.stopped_by: int | str | None = None
         self.num_made = 0
         """Tokens told."""
+        self._is_ending = False
+
+    def end_requests(self) -> None:
+        self._is_ending = True
+        self.release.set()
 
     async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         self.requests.append(request)
@@ -80,13 +88,15 @@ class FakeDispatcher:
                 trace=trace,
             )
         except BatonError as error:
-            finished = error in self.failures.values()
+            finished = error in self.failures.values() or isinstance(error, RouterEnds)
             raise
         finally:
             self.num_active -= 1
             self.num_aborted += not finished
 
     def _fail(self, index: int) -> None:
+        if self._is_ending:
+            raise RouterEnds("this router ends")
         if index in self.failures and self.num_failures_left > 0:
             self.num_failures_left -= 1
             raise self.failures[index]
@@ -109,9 +119,11 @@ class FakeDispatcher:
 
     def _tokens(self, request: GenerationRequest) -> Iterator[tuple[Token, bool]]:
         """The reply, repeated when told to go on, and then the end of the text."""
-        sampling = request.sampling
-        state = TextState(self.tokenizer, sampling)
-        said = [*self.tokenizer.encode(self.reply), self.tokenizer.eos_token_ids[0]]
+        sampling, tokenizer = request.sampling, self.tokenizer
+        if request.version is not None:
+            tokenizer = self.tokenizers.get(request.version, tokenizer)
+        state = TextState(tokenizer, sampling)
+        said = [*tokenizer.encode(self.reply), tokenizer.eos_token_ids[0]]
         for index in range(sampling.max_tokens):
             step = state.feed(said[index % len(said)])
             last = step.stopped or index == sampling.max_tokens - 1
@@ -151,7 +163,6 @@ class StubCluster:
     def __init__(self, dispatcher: FakeDispatcher) -> None:
         self._dispatcher = dispatcher
         self.reason: str | None = None
-        self.context: int | None = None
         self.shown = ClusterView(
             router=RouterId("router-0"), index=IndexState.EXACT, redis="none", workers=()
         )
@@ -161,10 +172,6 @@ class StubCluster:
 
     def view(self) -> ClusterView:
         return self.shown
-
-    def max_context_tokens(self) -> int | None:
-        asyncio.get_running_loop()  # raises in any other thread
-        return self.context
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         found = self._dispatcher.traces

@@ -11,18 +11,22 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from typing import Literal
 
 from msgspec import structs
 from support.babble import anything
+from support.processes import ROOT
 from support.words import LAYOUT, beat
 
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
+from protocol.codec import WIRE_VERSION
 from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId, new_epoch
 from protocol.messages import (
     Abort,
     Aborted,
+    AskText,
     Beat,
     Computation,
     Decode,
@@ -48,7 +52,8 @@ from protocol.messages import (
     WorkerState,
 )
 from protocol.readings import ScorePrompt, TokenScore
-from router.requests.instructions import EndWell
+from protocol.text.packed_text import PackedText
+from router.requests.ending import EndWell
 
 Deed = Literal[
     "die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break", "babble"
@@ -97,6 +102,12 @@ def scores_of(prompt: Sequence[int]) -> list[TokenScore]:
         TokenScore(token_id=token, logprob=-float(next_token(prompt[: index + 1])), rank=1, top=())
         for index, token in enumerate(prompt[1:])
     ]
+
+
+@cache
+def tiny_text() -> PackedText:
+    """Of the model that lies in this repository."""
+    return PackedText.read(ROOT / "models" / "tiny")
 
 
 class SourceLost(Exception):
@@ -151,6 +162,8 @@ class FakeWorker:
         plan: Iterable[Act] = (),
         compat: str = "same",
         model: str = "fake",
+        revision: str = "revision",
+        text: PackedText | None = None,
         num_blocks: int = 1_000,
         state: WorkerState = "ready",
         prefill_tokens_per_s: float = 1_000.0,
@@ -173,6 +186,7 @@ class FakeWorker:
         self._asked_by: dict[tuple[RequestId, int], RouterId] = {}
         self._began = False
         self._speed = prefill_tokens_per_s
+        self.text = text or tiny_text()
         self._port = RouterPort()
         self.registration = Registration(
             worker=self.id,
@@ -187,6 +201,9 @@ class FakeWorker:
             num_blocks=num_blocks,
             max_context_tokens=min(1_000_000, num_blocks * LAYOUT.block_tokens),
             transports=("memory",),
+            revision=revision,
+            text=self.text.digest,
+            wire=WIRE_VERSION,
         )
 
     async def run(self) -> None:
@@ -200,6 +217,11 @@ class FakeWorker:
                         self._take(tasks, await self._port.receive())
             except* Died:
                 pass
+
+    @property
+    def routers(self) -> tuple[RouterId, ...]:
+        """That it hears now."""
+        return self._port.routers
 
     def die(self) -> None:
         self.dead.set()
@@ -257,6 +279,8 @@ class FakeWorker:
                 if key in self.working:
                     self.working[key].cancel()
                     self._port.send(router, Aborted(request=key[0], attempt=key[1]))
+            case RouterMessage(router, AskText() as asked):
+                self._port.send(router, self.text.part(asked))
             case RouterMessage(router, Prefill() | Decode() | ReadPrompt() as message):
                 self.seen.append(message)
                 if message.token_ids[0] == DEADLY:

@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -25,6 +25,7 @@ from protocol.channel.link import MAX_SOCKETS, WorkerLink
 from protocol.channel.resolver import Resolver
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.ids import RouterId
+from protocol.membership import Roster
 from protocol.messages import Hello, Registration, Welcome
 from protocol.process.machine import raise_descriptor_limit
 from router.workers.registry import Registry
@@ -70,13 +71,13 @@ async def meet(registrations: list[Registration]) -> dict[str, object]:
         )
     )
 
-    async def memberships() -> AsyncIterator[Sequence[Registration]]:
+    async def rosters() -> AsyncIterator[Roster]:
         while True:
-            yield tuple(here)
+            yield Roster(workers=tuple(here))
             await asyncio.sleep(0.5)
 
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(registry.run(memberships()), name="registry")
+        running = tasks.create_task(registry.run(rosters()), name="registry")
         deadline, settled_at, before = time.monotonic() + WITHIN_S, time.monotonic(), -1
         while time.monotonic() < min(deadline, settled_at + 4.0):
             ready = len(registry.ready_workers())

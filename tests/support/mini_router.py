@@ -31,6 +31,7 @@ from protocol.messages import (
     Sampling,
     Started,
     Step,
+    TextPart,
     Ticket,
     ToRouter,
     Welcome,
@@ -207,7 +208,7 @@ class MiniRouter:
                 pass
             case Beat():
                 self.beats[worker] = message
-            case Welcome():
+            case Welcome() | TextPart():
                 pass
             case _:
                 self.of(worker, message.request, message.attempt).words.append(message)

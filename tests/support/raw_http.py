@@ -48,6 +48,11 @@ class Raw:
     async def head(self) -> bytes:
         return await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), timeout=PATIENCE_S)
 
+    async def body(self) -> bytes:
+        """Of an answer in chunks whose head was read."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._chunks()
+
     async def answer(self, *, to: str = "POST") -> Answer:
         """The next one, framed as RFC 9112 6.3 says."""
         async with asyncio.timeout(PATIENCE_S):

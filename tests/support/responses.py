@@ -44,5 +44,5 @@ def events_of(body: str) -> list[dict[str, Any]]:
 
 def prompt_of(bench: Bench) -> str:
     """What the model saw of the last request."""
-    tokenizer = bench.runtime.tokenizer
+    tokenizer = bench.tokenizer
     return tokenizer.decode(bench.dispatcher.requests[-1].token_ids, skip_special_tokens=False)

@@ -25,8 +25,9 @@ from protocol.messages import (
     Ticket,
     TokenLogprob,
 )
+from router.requests.ending import EndWell
 from router.requests.events import GenerationRequest
-from router.requests.instructions import Deliver, EndWell, Instruction, Send
+from router.requests.instructions import Deliver, Instruction, Send
 from router.requests.request import RoutedRequest
 from router.requests.states import RequestState
 from router.workers.worker import KnownWorker
@@ -59,9 +60,14 @@ def already_ended(sampling: Sampling, outputs: Sequence[int]) -> EndWell | None:
 
 def new_request() -> RoutedRequest:
     request = GenerationRequest(
-        id=ID, token_ids=PROMPT, sampling=SAMPLING, salt="salt", deadline_s=60.0
+        id=ID,
+        token_ids=PROMPT,
+        sampling=SAMPLING,
+        salt="salt",
+        deadline_s=60.0,
+        already_ended=already_ended,
     )
-    return RoutedRequest(request, WIRE, already_ended)
+    return RoutedRequest(request, WIRE)
 
 
 def route_apart(routed: RoutedRequest, *, remaining_s: float = 60.0) -> Send:

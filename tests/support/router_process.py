@@ -18,13 +18,13 @@ from support.redis_server import RedisServer, free_port
 from protocol.membership import Membership
 from protocol.messages import Role
 from protocol.store.workers import Store
+from protocol.text.packed_text import PackedText
 
 PROMPT = list(range(5, 45))
 
 
-def command(model: Path, *, redis: str, port: int, flags: Sequence[str] = ()) -> list[str]:
-    flags = ("--model", str(model), "--redis", redis, "--port", str(port), *flags)
-    return [sys.executable, "-m", "router", *flags]
+def command(*, redis: str, port: int, flags: Sequence[str] = ()) -> list[str]:
+    return [sys.executable, "-m", "router", "--redis", redis, "--port", str(port), *flags]
 
 
 def ended(words: list[str], **env: str) -> subprocess.CompletedProcess[str]:
@@ -51,16 +51,20 @@ class Deployment:
         process: subprocess.Popen[bytes],
         client: httpx.AsyncClient,
         add: Callable[[FakeWorker], None],
+        text: PackedText,
     ) -> None:
         self.process = process
         self._add = add
+        self._text = text
         self.url = str(client.base_url).rstrip("/")
         self.client = client
         self.workers: dict[str, FakeWorker] = {}
         self.fabric = Fabric()
 
     def add(self, name: str, role: Role, plan: Sequence[Act] = ()) -> FakeWorker:
-        self.workers[name] = worker = FakeWorker(name, role, self.fabric, plan=plan)
+        self.workers[name] = worker = FakeWorker(
+            name, role, self.fabric, plan=plan, text=self._text
+        )
         self._add(worker)
         return worker
 
@@ -89,7 +93,7 @@ class Deployment:
         )
 
 
-async def _present(worker: FakeWorker, store: Store) -> None:
+async def present(worker: FakeWorker, store: Store) -> None:
     here = worker.registration
     membership = Membership(store, worker=here.worker, epoch=here.epoch)
     async with asyncio.TaskGroup() as tasks:
@@ -110,9 +114,10 @@ async def deployment(
     log: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Deployment]:
-    """`descriptors`: the router's `ulimit -n`; `log` and `env` as of `started`."""
+    """`model`: whose text the workers have. `descriptors`: the router's `ulimit -n`. `log`
+    and `env`: as of `started`."""
     port, store = free_port(), Store(redis.address)
-    words = command(model, redis=redis.url, port=port, flags=flags)
+    words = command(redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]
     process = started(words, log=log, env=env)
@@ -128,9 +133,9 @@ async def deployment(
         ):
 
             def add(worker: FakeWorker) -> None:
-                tasks.create_task(_present(worker, store), name=worker.id)
+                tasks.create_task(present(worker, store), name=worker.id)
 
-            made = Deployment(process, client, add)
+            made = Deployment(process, client, add, PackedText.read(model))
             for name, role in roles:
                 made.add(name, role, plan if name == "decode-0" else ())
             await soon(made.ready, 60, "the router is ready")

@@ -18,6 +18,7 @@ from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.layout import Layout
 from protocol.messages import Blocks, Load, StepModel, ToRouter
 from protocol.process.metrics import TransferMetrics, WorkerMetrics
+from protocol.text.packed_text import PackedText
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
@@ -119,6 +120,7 @@ class ServiceBench:
         )
         self.transfers = transfers(engine, requests, self.metrics)
         model = LoadedModel(
+            text=PackedText("text", b""),
             tokenizer=tokenizer or small_tokenizer(),
             assembly=nothing,
             transports=(),

@@ -9,7 +9,7 @@ how many of its looks the good worker was ready, how many there were, and why th
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from support.eventually import soon
 from support.fake_worker import Fabric, FakeWorker
@@ -18,6 +18,7 @@ from support.words import registration
 from protocol.channel.link import WorkerLink
 from protocol.channel.resolver import Resolver
 from protocol.ids import RouterId
+from protocol.membership import Roster
 from protocol.messages import Registration
 from router.workers.registry import Registry
 
@@ -51,9 +52,9 @@ async def main() -> None:
                 task.cancel()
 
 
-async def _both(*registrations: Registration) -> AsyncIterator[Sequence[Registration]]:
+async def _both(*registrations: Registration) -> AsyncIterator[Roster]:
     while True:
-        yield registrations
+        yield Roster(workers=registrations)
         await asyncio.sleep(0.5)
 
 

@@ -10,7 +10,7 @@ from support.words import registration
 
 from protocol.ids import Epoch, WorkerId
 from protocol.layout import KvLayout
-from protocol.messages import Load, Role, Speeds, StepModel, TransportUse
+from protocol.messages import Load, Role, ServedVersion, Speeds, StepModel, TransportUse
 from router.placement.cost import Demand
 from router.placement.fleet import Fleet, Work
 from router.placement.place import Placement, PlacementRefusal, PlacementRules, Preferred, place
@@ -38,6 +38,7 @@ class Standing:
     max_context_tokens: int = 8_192
     max_step_tokens: int = 0
     compat: str = "same"
+    revision: str = "revision"
     transports: tuple[str, ...] = ("shm", "tcp")
     kv_address: str = ""
     step: StepModel = STEP
@@ -65,6 +66,7 @@ def fleet_of(*standings: Standing) -> Fleet:
                 epoch=Epoch(7),
                 layout=LAYOUT,
                 compat=one.compat,
+                revision=one.revision,
                 num_blocks=one.num_blocks,
                 max_context_tokens=one.max_context_tokens,
                 max_step_tokens=one.max_step_tokens,
@@ -106,6 +108,11 @@ def _report(fleet: Fleet, slot: int, one: Standing) -> None:
     )
     fleet.set_work(slot, work)
     fleet.ready[slot] = 1
+
+
+def version_of(revision: str) -> ServedVersion:
+    """What a standing of that revision serves."""
+    return msgspec.structs.replace(registration().version, revision=revision)
 
 
 def depths_of(*standings: Standing) -> NDArray[np.uint32]:

@@ -1,5 +1,6 @@
 """Plausible messages for tests that do not care what is in them."""
 
+from protocol.codec import WIRE_VERSION
 from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.layout import KvLayout
 from protocol.messages import (
@@ -33,6 +34,9 @@ def registration(
         num_blocks=8,
         max_context_tokens=64,
         transports=("shm", "tcp"),
+        revision="revision",
+        text="text",
+        wire=WIRE_VERSION,
     )
 
 

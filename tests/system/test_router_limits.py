@@ -55,11 +55,11 @@ def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
 @pytest.mark.parametrize("key", [",", " ", ",, ,"])
 def test_a_key_without_a_key_in_it_is_refused(key: str) -> None:
     with pytest.raises(ValidationError, match="holds no key"):
-        RouterSettings(model=Path("m"), api_key=key)
+        RouterSettings(api_key=key)
 
 
-def test_a_key_of_nothing_is_no_open_door(model: Path) -> None:
-    over = ended(command(model, redis="redis://127.0.0.1:1", port=0), BATON_API_KEY=" , ")
+def test_a_key_of_nothing_is_no_open_door() -> None:
+    over = ended(command(redis="redis://127.0.0.1:1", port=0), BATON_API_KEY=" , ")
     assert (over.returncode, len(over.stderr.splitlines())) == (2, 1)
     assert over.stderr.startswith("router: api_key: ") and "holds no key" in over.stderr
 
@@ -72,10 +72,10 @@ def test_a_key_of_nothing_is_no_open_door(model: Path) -> None:
     ],
 )
 def test_an_open_host_without_a_key_warns(
-    redis: RedisServer, model: Path, flags: tuple[str, ...], warned: bool
+    redis: RedisServer, flags: tuple[str, ...], warned: bool
 ) -> None:
     port = free_port()
-    where = ("--model", str(model), "--redis", redis.url, "--port", str(port))
+    where = ("--redis", redis.url, "--port", str(port))
     with process("router", *where, *flags) as router:
         eventually(lambda: router.events("listening"), 30)
         eventually(lambda: router.events("Redis connected"), 30)  # the next it says

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.eventually import soon
@@ -125,44 +124,52 @@ def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, mode
     run(test())
 
 
+def test_sigterm_leaves_time_to_those_who_have_not_heard_and_tells_whom_it_leaves(
+    redis: RedisServer, model: Path, tmp_path: Path
+) -> None:
+    """Once more hurries: as if the time of streams were over."""
+
+    async def test() -> None:
+        log, flags = tmp_path / "log", ("--linger-s", "600")
+        hang = (Act("hang", 2),)
+        async with deployment(redis, model, plan=hang, flags=flags, log=log) as made:
+            made.workers["decode-1"].die()
+            running = asyncio.ensure_future(made.complete(max_tokens=9))
+            await soon(lambda: bool(made.workers["decode-0"].seen))
+            made.process.send_signal(signal.SIGTERM)
+            await soon(lambda: b'"draining"' in log.read_bytes())
+            assert not await made.ready()
+            answer = await made.complete(max_tokens=3)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            made.process.send_signal(signal.SIGTERM)
+            left = await running
+            assert (left.status_code, left.json()["error"]["code"]) == (503, "restarting")
+            await soon(lambda: made.process.poll() == 0, 20)
+            assert b"Traceback" not in log.read_bytes()
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "line"),
     [
         (("--mode", "x"), 2, "router: unknown setting: --mode x"),
-        (("--model", "/nowhere"), 3, "router: /nowhere: no such folder"),
+        (("--model", "/nowhere"), 2, "router: unknown setting: --model /nowhere"),
+        (("--tool-format", "tongs"), 2, "router: tool_format: 'tongs' is none of auto, none, "),
         (("--redis", "redis://127.0.0.1:1"), 1, "router: Redis: "),
     ],
 )
 def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(
-    flags: tuple[str, ...], code: int, line: str, model: Path
+    flags: tuple[str, ...], code: int, line: str
 ) -> None:
-    over = ended([*command(model, redis="redis://127.0.0.1:1", port=0), *flags])
+    over = ended([*command(redis="redis://127.0.0.1:1", port=0), *flags])
     assert over.returncode == code
     assert over.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in over.stderr
 
 
-@pytest.mark.parametrize(
-    ("content", "flags", "says"),
-    [
-        ({"temperature": 0.6, "top_k": 20}, (), '"temperature":0.6'),
-        ({"temperature": 0.6}, ("--generation-config", "none"), ""),
-        ({"temperature": "hot"}, ("--generation-config", "none"), ""),
-        ({"temperature": "hot"}, (), "'hot'"),
-    ],
-)
-def test_the_checkpoints_sampling_defaults_are_logged_unless_left_out(
-    content: dict[str, Any], flags: tuple[str, ...], says: str, model: Path
-) -> None:
-    (model / "generation_config.json").write_text(json.dumps(content))
-    over = ended([*command(model, redis="redis://127.0.0.1:1", port=0), *flags])
-    assert over.returncode == 1  # for want of a Redis
-    assert says in over.stderr
-    assert ("sampling defaults" in over.stderr) == bool(says)
-
-
-def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:
-    over = ended(command(model, redis=redis.url, port=redis.port))
+def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer) -> None:
+    over = ended(command(redis=redis.url, port=redis.port))
     assert over.returncode == 2
     assert over.stderr == (
         f"router: port: cannot listen on 127.0.0.1:{redis.port}: Address already in use\n"

@@ -190,22 +190,20 @@ def test_a_supervisor_that_is_killed_leaves_no_process_behind(
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
-        (("--model", "/nowhere"), 3),
+        (("--tool-format", "tongs"), 2),
         (("--redis", "redis://127.0.0.1:1"), 1),
     ],
 )
-def test_what_keeps_one_process_from_starting_ends_all(
-    flags: tuple[str, ...], code: int, model: Path
-) -> None:
+def test_what_keeps_one_process_from_starting_ends_all(flags: tuple[str, ...], code: int) -> None:
     began = time.monotonic()
-    words = command(model, redis="redis://127.0.0.1:1", port=0, flags=("--processes", "2"))
+    words = command(redis="redis://127.0.0.1:1", port=0, flags=("--processes", "2"))
     over = ended([*words, *flags])
     assert over.returncode == code, over.stderr
     assert time.monotonic() - began < 60
 
 
-def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:
-    words = command(model, redis=redis.url, port=redis.port, flags=("--processes", "2"))
+def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer) -> None:
+    words = command(redis=redis.url, port=redis.port, flags=("--processes", "2"))
     over = ended(words)
     assert over.returncode == 2
     assert over.stderr == (
@@ -222,7 +220,7 @@ def test_a_port_that_another_router_shares_is_taken(redis: RedisServer, model: P
             await soon(lambda: both_serve(made), 60, "both processes serve")
             port = httpx.URL(made.url).port
             assert port is not None
-            words = command(model, redis=redis.url, port=port, flags=("--processes", "2"))
+            words = command(redis=redis.url, port=port, flags=("--processes", "2"))
             over = await asyncio.to_thread(ended, words)
             assert over.returncode == 2, over.stderr
 

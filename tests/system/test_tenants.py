@@ -43,7 +43,7 @@ async def two_routers(
     flags, port = ("--keys-file", str(keys)), free_port()
     url = f"http://127.0.0.1:{port}"
     async with deployment(redis, model, flags=flags) as made:
-        other = started(command(model, redis=redis.url, port=port, flags=flags))
+        other = started(command(redis=redis.url, port=port, flags=flags))
         try:
             async with httpx.AsyncClient(base_url=url, timeout=20) as client:
                 await soon(lambda: _is_ready(client), 60, "the other router is ready")
@@ -110,11 +110,11 @@ def test_two_routers_keep_one_limit_and_one_that_redis_lost_keeps_its_part(
         asyncio.run(test(redis))
 
 
-def test_a_router_does_not_start_with_keys_that_are_wrong(model: Path, tmp_path: Path) -> None:
+def test_a_router_does_not_start_with_keys_that_are_wrong(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     write_keys(keys, {"key": "secret", "tenant": "a", "weight": -1})
     flags = ("--keys-file", str(keys))
-    over = ended(command(model, redis="redis://127.0.0.1:1", port=0, flags=flags))
+    over = ended(command(redis="redis://127.0.0.1:1", port=0, flags=flags))
     assert over.returncode == 2
     assert "keys_file" in over.stderr and "$.keys[0].weight" in over.stderr
     assert "secret" not in over.stderr

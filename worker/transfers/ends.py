@@ -104,6 +104,7 @@ def _source(
         on_borrow=loans.answer if lends else None,
         host=settings.host,
         advertised_host=settings.advertise,
+        port=settings.kv_port,
         lease_ttl_s=settings.lease_ttl_s,
         transports=model.transports,
         help_copy=settings.kv_help_copy,

@@ -18,6 +18,10 @@ class TransferSettings(WorkerSettings):
     lease_ttl_s: float = Field(default=6.0, gt=0)
     """Blocks that are lent wait this long for a sign of life from who fetches them: three of its
     renewals. What a fetcher asks for when it renews; a source may grant less."""
+    kv_port: int = Field(default=0, ge=0, le=65532)
+    """First of the ports that other workers fetch KV by: on it they ask, and on the next, the
+    second and the third after it `tcp`, `ucx` and `nccl` move blocks. 0: any free ones; for network
+    policies and meshes, which want to know."""
     kv_help_copy: Literal["auto", "always", "never"] = "auto"
     """Whether this worker copies along when a decode worker of the same host fetches over shared
     memory. Auto: while a core is idle: two copy faster than one, but the model comes first."""

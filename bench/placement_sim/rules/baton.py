@@ -134,9 +134,7 @@ class Baton:
             salt="",
             deadline_s=DEADLINE_S,
         )
-        routed = RoutedRequest(
-            request=asked, wire_id=asked.id, already_ended=lambda sampling, tokens: None
-        )
+        routed = RoutedRequest(request=asked, wire_id=asked.id)
         context = RequestContext(routed=routed, begun_at=0.0, ends_at=DEADLINE_S)
         context.hashes[COMPAT] = self._names(request.blocks)
         return context

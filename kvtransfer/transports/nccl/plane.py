@@ -29,7 +29,7 @@ class NcclListener(TcpPort):
         if memory.collectives is None:
             raise base.Unreachable(_WITHOUT_NCCL)
         self._memory = memory
-        super().__init__(options.host)
+        super().__init__(options.host, options.port)
 
     def welcome(
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]

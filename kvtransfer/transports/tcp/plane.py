@@ -44,7 +44,7 @@ class TcpListener(TcpPort):
     def __init__(self, memory: BlockMemory | DeviceMemory, options: base.ListenOptions) -> None:
         """Raises TransferError when it cannot listen."""
         self._memory = memory
-        super().__init__(options.host)
+        super().__init__(options.host, options.port)
 
     def welcome(
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]

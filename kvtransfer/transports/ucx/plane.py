@@ -44,7 +44,7 @@ class UcxListener(TcpPort):
         except UcxFailed as error:
             raise base.Unreachable(str(error)) from error
         self._memory = memory
-        super().__init__(options.host)
+        super().__init__(options.host, options.port)
 
     def welcome(
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]

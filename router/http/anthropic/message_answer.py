@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from protocol.messages import Token
-from protocol.text.tokenizer import Tokenizer
 from router.anthropic.blocks import BlockChange, OutputBlocks
 from router.anthropic.prepare import MessageGeneration
 from router.api.errors import ApiError
@@ -20,8 +19,8 @@ from router.requests.events import Ended
 class MessageAnswer(AnswerWriter):
     """Takes the events of one answer, and says what they changed."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
         assert isinstance(generation, MessageGeneration)
         self._is_cut = generation.is_cut
         self._blocks = OutputBlocks(shows_thinking=generation.shows_thinking)
@@ -92,8 +91,8 @@ class WholeMessage(MessageAnswer):
 class StreamedMessage(MessageAnswer):
     """Writes each event as it comes."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
         self._stream = EventStream(exchange)
 
     def token(self, index: int, token: Token) -> None:

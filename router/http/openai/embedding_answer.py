@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from protocol.messages import Token
-from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError, bad_field
 from router.api.generation import Generation, ShownVectors
 from router.http.answer import AnswerWriter, route_header
@@ -22,8 +21,8 @@ from router.requests.events import Ended, Pooled, Read
 class EmbeddingAnswer(AnswerWriter):
     """Sends one JSON object, or one error object, at the end."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
         assert generation.vectors is not None, "no vectors are asked for"
         self._wish = generation.vectors
         self._vectors: dict[int, array[float]] = {}

@@ -5,7 +5,6 @@ from typing import Any
 
 from protocol.formats.contract import OutputEvent
 from protocol.messages import Token
-from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
@@ -25,9 +24,9 @@ from router.requests.events import Ended, Read, Scored
 class JsonChoice:
     """One choice as it grows."""
 
-    def __init__(self, generation: Generation, index: int, *, tokenizer: Tokenizer) -> None:
+    def __init__(self, generation: Generation, index: int) -> None:
         self.index = index
-        self.logprobs = logprobs_of(generation, index, tokenizer=tokenizer)
+        self.logprobs = logprobs_of(generation, index)
         self._generation = generation
         self._message = ChatMessage()
         self._entries: list[Any] = []
@@ -36,7 +35,7 @@ class JsonChoice:
         scores, self._listed = generation.scores, None
         self._num_echoed = None if scores is None else scores.echoed
         if scores is not None and scores.listed is not None:
-            self._listed = ListedScores(tokenizer, num_top=scores.listed)
+            self._listed = ListedScores(generation.chosen.text.tokenizer, num_top=scores.listed)
         if self._num_echoed is not None and isinstance(self.logprobs, TextLogprobs):
             first = generation.requests[index].token_ids[0]
             self._entries.append(self.logprobs.first_entry(first))
@@ -87,12 +86,9 @@ class JsonChoice:
 class JsonAnswer(AnswerWriter):
     """Sends one JSON object, or one error object, at the end."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
-        self._choices = [
-            JsonChoice(generation, index, tokenizer=tokenizer)
-            for index in range(len(generation.requests))
-        ]
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
+        self._choices = [JsonChoice(generation, index) for index in range(len(generation.requests))]
 
     def read(self, index: int, read: Read) -> None:
         assert isinstance(read, Scored), "nobody asks for a vector here"
@@ -130,8 +126,8 @@ class JsonAnswer(AnswerWriter):
         await self._exchange.refuse(error)
 
 
-def logprobs_of(generation: Generation, index: int, *, tokenizer: Tokenizer) -> Logprobs | None:
-    sampling = generation.requests[index].sampling
+def logprobs_of(generation: Generation, index: int) -> Logprobs | None:
+    tokenizer, sampling = generation.chosen.text.tokenizer, generation.requests[index].sampling
     if sampling.num_logprobs is None:
         return None
     if generation.kind == "chat":

@@ -12,7 +12,6 @@ import msgspec
 
 from protocol.formats.contract import CallStart, Content, OutputEvent
 from protocol.messages import Token
-from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.fast_path.socket_events import SocketEvents
@@ -122,13 +121,11 @@ def _usage_tail(usage: Usage) -> bytes:
 class SseAnswer(AnswerWriter):
     """Writes each event as it comes."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
         self.frames = Frames(generation, self.usage)
         num_choices = len(generation.requests)
-        self._logprobs = [
-            logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
-        ]
+        self._logprobs = [logprobs_of(generation, index) for index in range(num_choices)]
         self._is_plain = (
             self._parsers is None
             and self._logprobs[0] is None

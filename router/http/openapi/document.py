@@ -20,6 +20,8 @@ from router.http.openapi.openai_answers import ErrorAnswer
 from router.http.openapi.read_fields import json_type
 
 OPENAPI = "3.1.0"
+NO_MODEL = "MODEL"
+"""In examples, while none is served."""
 _REF = "#/components/schemas/{name}"
 _REFUSALS = {
     400: "A field is wrong, or asks for what this server does not do.",
@@ -38,8 +40,9 @@ _OF_ALL, _OF_BODIES = (401, 403, 500), (400, 404, 408, 413, 415, 429, 503, 504)
 Json = dict[str, Any]
 
 
-def make_document(endpoints: Sequence[Endpoint], *, model: str, version: str) -> Json:
-    """`model` is the name that requests are for."""
+def make_document(endpoints: Sequence[Endpoint], *, models: Sequence[str], version: str) -> Json:
+    """`models`: the names that requests may be for; examples are for the first."""
+    model = models[0] if models else NO_MODEL
     requests = {one: _documented(one) for one in {each.request for each in endpoints} if one}
     types = [*requests.values(), *_types_of_answers(endpoints)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
@@ -50,7 +53,8 @@ def make_document(endpoints: Sequence[Endpoint], *, model: str, version: str) ->
         paths.setdefault(one.path, {})[one.method] = _operation(one, request, of_type, model=model)
     for name in {_name_of(schema) for schema in (of_type[id(each)] for each in requests.values())}:
         if "model" in components[name].get("properties", {}):
-            components[name]["properties"]["model"] = {"type": "string", "enum": [model]}
+            names = {"enum": list(models)} if models else {}
+            components[name]["properties"]["model"] = {"type": "string", **names}
     keys = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

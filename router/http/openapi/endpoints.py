@@ -134,6 +134,8 @@ _TOKENS = (
         method="get",
         summary="What clients need that make prompts themselves",
         answer=dict[str, Any],
+        query={"model": {"type": "string"}},
+        statuses=(400, 404, 503),
     ),
 )
 _MODELS = (

@@ -7,13 +7,24 @@ import msgspec
 from router.http.openapi.answer import JsonShape
 
 
+class OurModel(JsonShape):
+    """What OpenAI's API has no place for."""
+
+    alias_for: dict[str, float]
+    """What an alias stands for, and the weight of each."""
+
+
 class ModelShape(JsonShape):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
-    max_model_len: int
-    default_sampling_params: dict[str, Any]
+    max_model_len: int | None
+    """Null: no worker serves it now."""
+    default_sampling_params: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    """Of a model."""
+    baton: OurModel | msgspec.UnsetType = msgspec.UNSET
+    """Of an alias."""
 
 
 class ModelList(JsonShape):
@@ -39,15 +50,15 @@ class AnthropicModel(JsonShape):
     display_name: str
     created_at: str
     lifecycle: str
-    max_input_tokens: int
-    max_tokens: int
+    max_input_tokens: int | None
+    max_tokens: int | None
 
 
 class AnthropicModelList(JsonShape):
     data: list[AnthropicModel]
     has_more: bool
-    first_id: str
-    last_id: str
+    first_id: str | None
+    last_id: str | None
 
 
 class Version(JsonShape):

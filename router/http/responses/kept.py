@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from protocol.errors import CapacityError, StoreError
 from protocol.store.responses import KeptResponse
 from router.api.errors import ApiError, as_api_error, bad_field, unsupported_field
-from router.api.explain import shown
+from router.api.shown import shown
 from router.http.admission import Share
 from router.http.generate import AppState
 from router.http.middleware import client_of

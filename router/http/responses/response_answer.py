@@ -11,7 +11,6 @@ import msgspec
 from protocol.errors import BatonError
 from protocol.messages import Token
 from protocol.store.responses import KeptResponse
-from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError, openai_error
 from router.api.generation import MAX_ALTERNATIVES, Generation
 from router.http.answer import AnswerWriter, route_header
@@ -32,12 +31,12 @@ log = logging.getLogger("baton.api")
 class ResponseAnswer(AnswerWriter):
     """Takes the events of one answer, and says what they changed."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
         assert isinstance(generation, ResponseGeneration)
         self._response = generation
         self._transcript = Transcript(generation.token, as_summary=generation.as_summary)
-        self._logprobs = logprobs_of(generation, 0, tokenizer=tokenizer)
+        self._logprobs = logprobs_of(generation, 0)
         self._pending: list[Any] = []
         """Of tokens whose text has not come yet."""
         self._is_whole = False
@@ -136,8 +135,8 @@ class StreamedResponse(ResponseAnswer):
     """Writes each event as it comes. A failure after the first is told by two: `error`, which
     clients raise, and `response.failed`."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange, tokenizer=tokenizer)
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
+        super().__init__(generation, exchange)
         self._frames = EventFrames()
         self._stream = EventStream(exchange)
         self._opening: list[bytes] = []

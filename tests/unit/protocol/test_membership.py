@@ -11,7 +11,7 @@ from support.words import beat, registration
 
 from protocol.blocks import BlockChange, ChangeKind, unpack_hashes
 from protocol.ids import BlockHash, Epoch, WorkerId
-from protocol.membership import Membership, watch_workers
+from protocol.membership import Membership, Roster, watch_workers
 from protocol.store.workers import Store
 
 WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
@@ -219,13 +219,13 @@ def test_a_router_keeps_the_workers_it_knew_while_redis_is_away() -> None:
         async with member(store):
             await soon(lambda: _registered(store))
         watch = watch_workers(store, interval_s=0.01)
-        assert await anext(watch) == (registration(),)
+        assert await anext(watch) == Roster(workers=(registration(),))
         server.kill()
         for _ in range(3):
-            assert await anext(watch) == (registration(),)
+            assert await anext(watch) == Roster(workers=(registration(),))
         server.start()
-        async for workers in watch:
-            if workers == ():
+        async for roster in watch:
+            if roster == Roster():
                 break
         await watch.aclose()  # type: ignore[attr-defined]
 

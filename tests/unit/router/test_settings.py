@@ -1,7 +1,5 @@
 """What the router refuses to be told."""
 
-from pathlib import Path
-
 import pytest
 
 from router.settings import RouterSettings
@@ -11,7 +9,7 @@ from router.settings import RouterSettings
     "origins", ["", "*", "https://a.example", "http://localhost:3000, https://b.example", "null"]
 )
 def test_origins_of_pages_are_taken_as_browsers_say_them(origins: str) -> None:
-    assert RouterSettings(model=Path("m"), cors_origins=origins).cors_origins == origins
+    assert RouterSettings(cors_origins=origins).cors_origins == origins
 
 
 @pytest.mark.parametrize(
@@ -19,4 +17,4 @@ def test_origins_of_pages_are_taken_as_browsers_say_them(origins: str) -> None:
 )
 def test_what_no_browser_says_is_refused(origins: str) -> None:
     with pytest.raises(ValueError, match="each is"):
-        RouterSettings(model=Path("m"), cors_origins=origins)
+        RouterSettings(cors_origins=origins)

@@ -17,6 +17,8 @@ from protocol.membership import Membership
 from protocol.messages import Beat, Blocks, Decode, Failed, LoadReport, Prefill, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from protocol.store.workers import RouterRecord
+from protocol.text.packed_text import PackedText
 from worker import lifecycle
 from worker.lifecycle import Lifecycle
 from worker.service import EngineService
@@ -54,6 +56,9 @@ class FakeMembership:
     async def run(self, registration: object, beat: object) -> None: ...
     async def leave(self) -> None: ...
 
+    async def list_routers(self) -> tuple[RouterRecord, ...]:
+        return ()
+
 
 async def heard(link: WorkerLink, *, num_free: int, num_running: int) -> None:
     """Until it is said. The beat that greets a router may come twice."""
@@ -78,6 +83,7 @@ async def serving(service: FakeService) -> AsyncIterator[str]:
     worker = Lifecycle(
         cast(EngineService, service),
         port=port,
+        text=PackedText("text", b"archive"),
         membership=cast(Membership, FakeMembership()),
         metrics=WorkerMetrics(),
         shutdown=shutdown,

@@ -17,7 +17,7 @@ def test_each_worker_has_a_gpu_and_ports_of_its_own() -> None:
     flags = [own_flags(NODE, i, name, num_gpus=4) for i, name in enumerate(names)]
     assert [one["device"] for one in flags] == ["cuda:0", "cuda:1", "cuda:2"]
     assert [one["port"] for one in flags] == ["9400", "9401", "9402"]
-    assert [one["kv-port"] for one in flags] == ["9500", "9501", "9502"]
+    assert [one["kv-port"] for one in flags] == ["9500", "9504", "9508"]
     assert [one["worker"] for one in flags] == [f"node-a-{name}" for name in names]
     assert {one["advertise"] for one in flags} == {"10.0.0.7"}
 

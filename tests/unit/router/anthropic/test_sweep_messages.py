@@ -85,7 +85,7 @@ def test_any_value_in_any_place_is_served_or_refused_with_its_path(tmp_path: Pat
     num_served = num_refused = 0
     for place, kind, body in filled(places()):
         try:
-            prepare_message(bench.runtime, body, RequestId("r"), CONTEXT)
+            prepare_message(bench.runtime, body, RequestId("r"), bench.choose)
             num_served += 1
         except ApiError as error:
             num_refused += 1
@@ -104,6 +104,6 @@ def test_any_value_in_any_place_is_served_or_refused_with_its_path(tmp_path: Pat
 def test_a_count_reads_what_a_message_would(tmp_path: Path) -> None:
     bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=CONTEXT)
     body = msgspec.json.encode(BASE)
-    prepared = prepare_message(bench.runtime, body, RequestId("r"), CONTEXT)
-    counted = count_tokens(bench.runtime, body, context=CONTEXT)
+    prepared = prepare_message(bench.runtime, body, RequestId("r"), bench.choose)
+    counted = count_tokens(bench.choose, body)
     assert counted == {"input_tokens": prepared.prompt_tokens}

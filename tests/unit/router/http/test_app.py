@@ -172,7 +172,7 @@ async def test_threads_that_tokenise_do_not_look_at_the_workers(
     bench: Bench, client: httpx.AsyncClient
 ) -> None:
     """Workers come and go on the event loop meanwhile; the fake cluster refuses other threads."""
-    bench.cluster.context = 100
+    bench.models.context = 100
     for response in (
         await chat(client, max_tokens=2),
         await chat(client),
@@ -255,7 +255,7 @@ async def test_template_variables_reach_the_template(tmp_path: Path) -> None:
         variables = {"mood": "calm", "self": "x", "context": "y"}
         assert (await chat(client, chat_template_kwargs=variables)).status_code == 200
     (request,) = bench.dispatcher.requests
-    assert bench.runtime.tokenizer.decode(request.token_ids).startswith("calm")
+    assert bench.tokenizer.decode(request.token_ids).startswith("calm")
 
 
 async def test_tokenize_gives_the_template_what_a_chat_would(tmp_path: Path) -> None:
@@ -272,4 +272,4 @@ async def test_tokenize_gives_the_template_what_a_chat_would(tmp_path: Path) -> 
         answer = (await client.post("/tokenize", json=asked)).json()
         await chat(client, **asked)
     assert tuple(answer["tokens"]) == bench.dispatcher.requests[0].token_ids
-    assert bench.runtime.tokenizer.decode(answer["tokens"]) == "calmone\ntwowhy"
+    assert bench.tokenizer.decode(answer["tokens"]) == "calmone\ntwowhy"

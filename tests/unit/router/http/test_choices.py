@@ -1,6 +1,7 @@
 import asyncio
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,10 +16,13 @@ from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter
 from router.http.choices import answer_choices
+from router.models.model_text import ChosenModel
 from router.requests.events import Ended, GenerationRequest, NoWorkers, Route
 from router.requests.token_listener import TokenListener
 
 pytestmark = pytest.mark.anyio
+NOBODYS = cast(ChosenModel, None)
+"""Nothing here looks at it."""
 
 
 def generation(num: int, *, max_tokens: int = 50, max_at_once: int | None = None) -> Generation:
@@ -27,7 +31,7 @@ def generation(num: int, *, max_tokens: int = 50, max_at_once: int | None = None
         id=RequestId("r"), token_ids=(5,), sampling=sampling, salt="", deadline_s=60
     )
     return Generation(
-        kind="chat", id="chatcmpl-1", created=0, model="tiny", stream=True, include_usage=False,
+        kind="chat", id="chatcmpl-1", created=0, chosen=NOBODYS, stream=True, include_usage=False,
         continuous_usage=False, n=num, prompt_tokens=1, echoes=("",) * num, max_at_once=max_at_once,
         requests=tuple(replace(one, id=RequestId(f"r.{index}")) for index in range(num)),
     )  # fmt: skip

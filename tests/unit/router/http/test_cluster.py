@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from msgspec import structs
 from support.api import Bench
 from support.eventually import soon
 from support.fake_cluster import FakeCluster, fake_cluster
@@ -43,6 +44,11 @@ async def http(bench: Bench, cluster: FakeCluster) -> AsyncIterator[httpx.AsyncC
         yield client
 
 
+def of_wire_7(worker: FakeWorker) -> FakeWorker:
+    worker.registration = structs.replace(worker.registration, wire=7, text="")
+    return worker
+
+
 async def until_known(cluster: FakeCluster, num_workers: int) -> None:
     """So many workers have said what they are."""
     registry = cluster.registry
@@ -50,11 +56,11 @@ async def until_known(cluster: FakeCluster, num_workers: int) -> None:
 
 
 async def test_cluster_says_why_a_worker_is_not_used(bench: Bench) -> None:
-    async with fake_cluster(prefill=1, decode=1, model="fake") as cluster:
+    async with fake_cluster(prefill=1, decode=1) as cluster:
         others = [
             FakeWorker("prefill-1", "prefill", cluster.fabric, compat="other"),
             FakeWorker("prefill-2", "prefill", cluster.fabric, state="draining"),
-            FakeWorker("prefill-3", "prefill", cluster.fabric, model="large"),
+            of_wire_7(FakeWorker("prefill-3", "prefill", cluster.fabric)),
         ]
         for worker in others:
             cluster.add(worker)
@@ -67,13 +73,13 @@ async def test_cluster_says_why_a_worker_is_not_used(bench: Bench) -> None:
             ("prefill-0", "ready", ""),
             ("prefill-1", "ready", "no decode worker shares its model and KV layout"),
             ("prefill-2", "draining", "draining"),
-            ("prefill-3", "lost", "it serves large, this router fake"),
+            ("prefill-3", "lost", "it speaks wire 7, which tells no text"),
         ]
 
 
 async def test_not_ready_says_of_every_worker_why_and_of_none_where(bench: Bench) -> None:
-    async with fake_cluster(prefill=1, model="fake") as cluster:
-        cluster.add(FakeWorker("decode-0", "decode", cluster.fabric, model="large"))
+    async with fake_cluster(prefill=1) as cluster:
+        cluster.add(of_wire_7(FakeWorker("decode-0", "decode", cluster.fabric)))
         cluster.add(FakeWorker("decode-1", "decode", cluster.fabric, state="draining"))
         cluster.add(FakeWorker("prefill-1", "prefill", cluster.fabric, state="draining"))
         await until_known(cluster, 4)
@@ -82,7 +88,7 @@ async def test_not_ready_says_of_every_worker_why_and_of_none_where(bench: Bench
             shown = {w["id"]: w["why"] for w in (await client.get("/cluster")).json()["workers"]}
         assert response.status_code == 503
         assert response.json()["reason"] == (
-            "no decode worker; decode: it serves large, this router fake; "
+            "no decode worker; decode: it speaks wire 7, which tells no text; "
             "decode: draining; prefill: draining"
         )
         assert shown["prefill-0"] == "there is no decode worker"

@@ -8,7 +8,7 @@ import pytest
 from support.api import HI, MODEL, Bench, chat, error_of
 
 from protocol.ids import Epoch, RouterId, WorkerId
-from protocol.messages import Blocks, Speeds, TransportUse
+from protocol.messages import Blocks, ServedVersion, Speeds, TransportUse
 from router.http.middleware import COUNTED_PATHS
 from router.http.openapi.endpoints import ENDPOINTS
 from router.prefix.state import IndexState
@@ -59,6 +59,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
     worker: dict[str, Any] = {"id": "decode-0", "role": "decode", "pid": 7, "host": "h"}
     worker |= {"epoch": 2**62, "state": "ready", "transport": "shm", "running": 1, "waiting": 0}
     worker |= {"why": ""}
+    version = {"model": "tiny", "revision": "0123456789abcdef", "text": "t"}
     use = {"name": "shm", "peer": "prefill-0", "why": "shm reachable", "fetches": 2, "bytes": 64}
     use |= {"bytes_per_s": 1e9, "latency_s": 0.125}
     bench.cluster.shown = ClusterView(
@@ -70,6 +71,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
                 **worker
                 | {"id": WorkerId("decode-0"), "epoch": Epoch(2**62)}
                 | {"blocks": Blocks(**blocks), "speeds": Speeds(**speeds)}  # type: ignore[arg-type]
+                | {"version": ServedVersion(**version)}
                 | {"transports": (TransportUse(**use),)}  # type: ignore[arg-type]
             ),
         ),
@@ -79,7 +81,9 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
         "router": "router-0",
         "index": "exact",
         "redis": "connected",
-        "workers": [worker | {"blocks": blocks, "speeds": measured, "transports": [use]}],
+        "workers": [
+            worker | {"blocks": blocks, "speeds": measured, "transports": [use], "version": version}
+        ],
         "processes": [],
     }
 

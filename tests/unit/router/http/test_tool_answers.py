@@ -81,7 +81,7 @@ async def test_wherever_calls_are_cut_nothing_of_them_is_content(
     bench: Bench, client: httpx.AsyncClient
 ) -> None:
     bench.dispatcher.reply = f"{CALL}\n{TIME_CALL}"
-    num_tokens = len(bench.runtime.tokenizer.encode(bench.dispatcher.reply))
+    num_tokens = len(bench.tokenizer.encode(bench.dispatcher.reply))
     told = [await choice_of(client, max_tokens=most) for most in range(1, num_tokens, 3)]
     assert {choice["finish_reason"] for choice in told} == {"length"}
     assert {choice["message"]["content"] or "" for choice in told} <= {""}

@@ -120,7 +120,7 @@ async def test_a_prompt_of_5000_tokens_in_2048_is_refused_in_openais_sentence(
     tmp_path: Path,
 ) -> None:
     bench = make_bench(tmp_path, max_context_tokens=2048)
-    content = bench.runtime.tokenizer.decode([40] * 5000)
+    content = bench.tokenizer.decode([40] * 5000)
     async with bench.client() as client:
         response = await chat(client, messages=[{"role": "user", "content": content}])
         for other in (
@@ -141,7 +141,7 @@ async def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(
     def encode(*_: object, **__: object) -> list[int]:
         raise AssertionError("tokenised")
 
-    monkeypatch.setattr(bench.runtime.tokenizer, "encode", encode)
+    monkeypatch.setattr(bench.tokenizer, "encode", encode)
     word = "x" * 1_000_000
     for response in (
         await chat(client, messages=[{"role": "user", "content": word}]),
@@ -180,7 +180,7 @@ async def test_a_prompt_that_leaves_little_room_gets_what_is_left(
 async def test_the_context_is_that_of_the_workers_if_it_is_shorter(
     bench: Bench, client: httpx.AsyncClient
 ) -> None:
-    bench.cluster.context = 100
+    bench.models.context = 100
     assert (await complete(client, prompt=[5] * 101)).status_code == 400
 
 
@@ -307,7 +307,7 @@ def test_nothing_is_built_of_what_follows_a_mistake(bench: Bench, good: int) -> 
     tracemalloc.start()
     try:
         with pytest.raises(ApiError) as raised:
-            prepare_chat(bench.runtime, body, RequestId("r"), 256)
+            prepare_chat(bench.runtime, body, RequestId("r"), bench.choose)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -18,7 +18,8 @@ PUBLISHED = SamplingDefaults(
 
 def of_checkpoint(path: Path, defaults: SamplingDefaults) -> Bench:
     bench = make_bench(path)
-    return replace(bench, runtime=replace(bench.runtime, sampling_defaults=defaults))
+    bench.models.texts[0] = replace(bench.models.texts[0], sampling_defaults=defaults)
+    return bench
 
 
 async def test_fields_not_sent_are_the_checkpoints(tmp_path: Path) -> None:

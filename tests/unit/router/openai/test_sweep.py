@@ -13,7 +13,7 @@ from support.odd_values import HOLE, PATH, filled
 from protocol.ids import RequestId
 from router.api.errors import ApiError, openai_error
 from router.api.parsing import Schema
-from router.http.tokenize import detokenize, tokenize
+from router.http.models.tokens import detokenize, tokenize
 from router.openai.messages import MORE, Message
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.openai.schemas import (
@@ -102,13 +102,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def serve(bench: Bench, endpoint: str, body: bytes) -> None:
     match endpoint:
         case "/v1/chat/completions":
-            prepare_chat(bench.runtime, body, RequestId("r"), 256)
+            prepare_chat(bench.runtime, body, RequestId("r"), bench.choose)
         case "/v1/completions":
-            prepare_completion(bench.runtime, body, RequestId("r"), 256)
+            prepare_completion(bench.runtime, body, RequestId("r"), bench.choose)
         case "/tokenize":
-            tokenize(bench.runtime, body, context=256)
+            tokenize(bench.choose, body)
         case _:
-            detokenize(bench.runtime, body)
+            detokenize(bench.choose, body)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)

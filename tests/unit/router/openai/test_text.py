@@ -25,7 +25,7 @@ async def test_tokens_beyond_the_models_are_refused_by_name_on_every_path(tmp_pa
     raw = byte_level_tokenizer()
     raw.add_special_tokens([IMAGE])
     raw.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = type(bench.runtime.tokenizer).load(tmp_path)
+    tokenizer = type(bench.tokenizer).load(tmp_path)
     async with bench.client(tokenizer=tokenizer) as client:
         answers = {
             "prompt": await complete(client, prompt=f"see {IMAGE}"),
@@ -70,7 +70,7 @@ async def rendered(path: Path, template: str, **fields: Any) -> str:
     async with bench.client() as client:
         answer = await client.post("/tokenize", json={"messages": HI} | fields)
     assert answer.status_code == 200, answer.text
-    return bench.runtime.tokenizer.decode(answer.json()["tokens"])
+    return bench.tokenizer.decode(answer.json()["tokens"])
 
 
 async def test_templates_get_variables_reasoning_and_parts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from protocol.formats.contract import NamedTool, Tool
 from protocol.ids import RequestId
 from router.api.errors import ApiError
 from router.api.generation import Generation
-from router.http.tokenize import tokenize
+from router.http.models.tokens import tokenize
 from router.openai.prepare import prepare_chat
 from router.openai.tools import read_choice, read_tools
 
@@ -33,12 +33,12 @@ def allowed(name: str) -> dict[str, Any]:
 
 def prepared(bench: Bench, **fields: Any) -> Generation:
     body = json.dumps({"model": MODEL, "messages": [USER]} | fields).encode()
-    return prepare_chat(bench.runtime, body, RequestId("r"), CONTEXT)
+    return prepare_chat(bench.runtime, body, RequestId("r"), bench.choose)
 
 
 def prompt(bench: Bench, **fields: Any) -> str:
     (request,) = prepared(bench, **fields).requests
-    return bench.runtime.tokenizer.decode(request.token_ids, skip_special_tokens=False)
+    return bench.tokenizer.decode(request.token_ids, skip_special_tokens=False)
 
 
 def refusal(bench: Bench, **fields: Any) -> tuple[str | None, str | None]:
@@ -230,7 +230,7 @@ def test_thinking_is_switched_as_the_template_reads_it(tmp_path: Path, bench: Be
 
 def test_a_model_that_always_thinks_is_not_told_to_stop(tmp_path: Path) -> None:
     bench = tool_bench(tmp_path, template="deepseek_r1_distill")
-    assert bench.runtime.formats.reasoning_format != "none"
+    assert bench.models.texts[0].formats.reasoning_format != "none"
     assert refusal(bench, reasoning_effort="none") == ("reasoning_effort", "unsupported_parameter")
 
 
@@ -244,7 +244,7 @@ def test_documents_are_shown_by_templates_that_read_them(tmp_path: Path, bench: 
 def test_tokenize_counts_what_a_chat_with_tools_would_have(bench: Bench) -> None:
     fields = {"messages": [USER, called(), result()], "tools": [WEATHER]}
     (request,) = prepared(bench, **fields).requests
-    told = tokenize(bench.runtime, json.dumps(fields).encode(), context=CONTEXT)
+    told = tokenize(bench.choose, json.dumps(fields).encode())
     assert told["tokens"] == list(request.token_ids)
 
 

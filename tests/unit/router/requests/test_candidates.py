@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from msgspec.structs import replace
-from support.routed_request import D, P, already_ended, emit, gone, hear, route_alone
+from support.routed_request import D, P, emit, gone, hear, route_alone
 from support.words import LAYOUT, beat, registration
 
 from protocol.blocks import chain_seed, packed_hashes
@@ -62,7 +62,7 @@ def context(name: str = "r", *, salt: str = "", session: str = "") -> RequestCon
         deadline_s=60.0,
         session=session,
     )
-    routed = RoutedRequest(request, RequestId(f"{name}~1"), already_ended)
+    routed = RoutedRequest(request, RequestId(f"{name}~1"))
     return RequestContext(routed=routed, begun_at=NOW, ends_at=NOW + 60.0)
 
 

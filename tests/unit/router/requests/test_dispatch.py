@@ -25,6 +25,7 @@ from router.requests.events import (
     NoWorkers,
     RequestFailed,
     Route,
+    RouterEnds,
     SlowClient,
     TooLong,
 )
@@ -315,6 +316,24 @@ def test_an_answer_whose_last_token_was_lost_is_not_taken_for_whole() -> None:
         sampling = request(max_tokens=3, ignore_eos=False).sampling
         answer = expected(prompt, sampling)
         return len(answer) == 3 and answer[-1] == EOS
+
+    run(test)
+
+
+def test_requests_that_a_router_leaves_end_and_so_on_their_workers() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=1, plans={"decode-0": [Act("hang", 2)]}) as cluster:
+            asked = request()
+            open_one = asyncio.ensure_future(collect(cluster, asked))
+            worker = cluster.workers["decode-0"]
+            await soon(lambda: bool(worker.seen))
+            cluster.dispatcher.end_requests()
+            with pytest.raises(RouterEnds):
+                await open_one
+            with pytest.raises(RouterEnds):
+                await answers(cluster)
+            assert cluster.find_traces(asked.id)[0].outcome == "failed: this router ends"
+            await soon(lambda: bool(worker.aborted))
 
     run(test)
 

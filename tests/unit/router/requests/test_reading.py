@@ -11,7 +11,6 @@ from support.routed_request import (
     WIRE,
     D,
     P,
-    already_ended,
     deliver,
     emit,
     finished,
@@ -25,8 +24,9 @@ from support.routed_request import (
 from protocol.ids import RequestId
 from protocol.messages import Decode, Prefill, PromptScores, PromptVector, ReadPrompt
 from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore
+from router.requests.ending import EndWell
 from router.requests.events import GenerationRequest, Pooled, Scored
-from router.requests.instructions import Deliver, EndWell, PlaceAgain, Send
+from router.requests.instructions import Deliver, PlaceAgain, Send
 from router.requests.request import RoutedRequest
 
 
@@ -35,7 +35,7 @@ def asking(reading: PromptReading | None, *, max_tokens: int = 3) -> RoutedReque
         id=RequestId("r"), token_ids=PROMPT, sampling=replace(SAMPLING, max_tokens=max_tokens),
         salt="salt", reading=reading, deadline_s=60.0,
     )  # fmt: skip
-    return RoutedRequest(request, WIRE, already_ended)
+    return RoutedRequest(request, WIRE)
 
 
 def apart(routed: RoutedRequest) -> Prefill | Decode | ReadPrompt:

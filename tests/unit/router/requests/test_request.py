@@ -33,8 +33,9 @@ from support.routed_request import (
 
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import Decode, Prefill, PrefixPull
+from router.requests.ending import EndWell
 from router.requests.events import PoisonRequest, RequestFailed, Route, TooLong
-from router.requests.instructions import EndWell, GiveUp, PlaceAgain
+from router.requests.instructions import GiveUp, PlaceAgain
 from router.requests.request import RoutedRequest
 from router.requests.states import WITH_WORKERS, RequestState
 

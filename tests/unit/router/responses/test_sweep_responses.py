@@ -69,7 +69,7 @@ def test_any_value_in_any_place_is_served_or_refused_with_its_path(tmp_path: Pat
         try:
             fields = read_request(body)
             wanted_ids(fields)
-            prepare_response(bench.runtime, fields, NOTHING, None, RequestId("r"), CONTEXT)
+            prepare_response(bench.runtime, fields, NOTHING, None, RequestId("r"), bench.choose)
             num_served += 1
         except ApiError as error:
             num_refused += 1

@@ -3,16 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+from msgspec import structs
 from support.eventually import soon
 from support.fake_cluster import fake_cluster
 from support.fake_worker import FakeWorker
 from support.words import beat, registration
 
+from protocol.codec import WIRE_VERSION
 from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.membership import Roster
 from protocol.messages import Abort, Beat, Emit, Registration, Step, ToRouter, ToWorker
 from router.workers.registry import MAX_RETRY_S, Registry
 from router.workers.worker import KnownWorker
@@ -121,14 +124,14 @@ def test_a_worker_that_cannot_be_reached_says_why_until_it_is_reached_or_not_reg
                 raise PeerLost("worker at tcp://x:1: no socket for its link: Too many open files")
             yield SilentLink(wanted)
 
-        async def memberships() -> AsyncIterator[tuple[Registration, ...]]:
+        async def rosters() -> AsyncIterator[Roster]:
             while True:
-                yield tuple(here)
+                yield Roster(workers=tuple(here))
                 await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as tasks:
             registry = Registry(connect=connect, clock=lambda: now[0])
-            running = tasks.create_task(registry.run(memberships()), name="registry")
+            running = tasks.create_task(registry.run(rosters()), name="registry")
             await soon(lambda: "Too many open files" in (registry.not_ready() or ""))
             for _ in range(20):
                 await asyncio.sleep(0)
@@ -204,17 +207,25 @@ def test_another_protocol_version_is_kept_unused_and_readiness_says_why() -> Non
     run(test)
 
 
-def test_a_worker_of_another_model_is_kept_unused_and_readiness_says_why() -> None:
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"wire": 7, "text": ""}, "it speaks wire 7, which tells no text"),
+        ({"wire": WIRE_VERSION + 1}, f"it speaks wire {WIRE_VERSION + 1}, this router 8 and 7"),
+    ],
+)
+def test_a_worker_that_is_not_understood_is_kept_unused_and_readiness_says_why(
+    changes: dict[str, Any], why: str
+) -> None:
+    async def memberships() -> AsyncIterator[Roster]:
+        yield Roster(workers=(structs.replace(registration(), **changes),))
+        await asyncio.Event().wait()
+
     async def test() -> None:
         async with asyncio.TaskGroup() as tasks:
-            registry = Registry(connect=never, model="large")
-            running = tasks.create_task(registry.run(often()), name="registry")
-            await soon(
-                lambda: (
-                    registry.not_ready()
-                    == "no decode worker; decode: it serves tiny, this router large"
-                )
-            )
+            registry = Registry(connect=never)
+            running = tasks.create_task(registry.run(memberships()), name="registry")
+            await soon(lambda: registry.not_ready() == f"no decode worker; decode: {why}")
             running.cancel()
 
     run(test)
@@ -226,9 +237,9 @@ async def never(_: Registration) -> AsyncIterator["SilentLink"]:
     yield
 
 
-async def often() -> AsyncIterator[tuple[Registration, ...]]:
+async def often() -> AsyncIterator[Roster]:
     while True:
-        yield (registration("decode-0", epoch=1),)
+        yield Roster(workers=(registration("decode-0", epoch=1),))
         await asyncio.sleep(0)
 
 

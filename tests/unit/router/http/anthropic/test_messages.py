@@ -58,7 +58,7 @@ async def shown(tmp_path: Path) -> AsyncIterator[tuple[Bench, httpx.AsyncClient]
 
 
 def prompt_of(bench: Bench) -> str:
-    tokenizer = bench.runtime.tokenizer
+    tokenizer = bench.tokenizer
     return tokenizer.decode(bench.dispatcher.requests[-1].token_ids, skip_special_tokens=False)
 
 

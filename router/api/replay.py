@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from protocol.messages import Sampling
 from protocol.text.tokenizer import TextState, Tokenizer
-from router.requests.instructions import EndWell
+from router.requests.ending import EndWell
 
 
 def already_ended(

@@ -6,18 +6,17 @@ evaluation tools already speak.
 
 from typing import Any
 
-from router.api.generation import check_model
+from router.api.model_choice import Choose
 from router.api.parsing import parse_body
 from router.openai.chat import chat_of
 from router.openai.encode import check_token_ids, encode_chat, encode_text
 from router.openai.schemas import DetokenizeRequest, TokenizeRequest
-from router.runtime import Runtime
 
 
-def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
+def tokenize(choose: Choose, body: bytes) -> dict[str, Any]:
     fields = parse_body(TokenizeRequest, body)
-    check_model(runtime, fields.model)
-    tokenizer = runtime.tokenizer
+    chosen = choose(fields.model)
+    tokenizer, context = chosen.text.tokenizer, chosen.context_tokens
     if fields.prompt is not None:
         special = fields.add_special_tokens is not False
         ids = encode_text(
@@ -28,8 +27,8 @@ def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
     return {"count": len(ids), "max_model_len": context, "tokens": ids}
 
 
-def detokenize(runtime: Runtime, body: bytes) -> dict[str, Any]:
+def detokenize(choose: Choose, body: bytes) -> dict[str, Any]:
     fields = parse_body(DetokenizeRequest, body)
-    check_model(runtime, fields.model)
-    check_token_ids(runtime.tokenizer, fields.tokens, field="tokens")
-    return {"prompt": runtime.tokenizer.decode(fields.tokens, skip_special_tokens=False)}
+    tokenizer = choose(fields.model).text.tokenizer
+    check_token_ids(tokenizer, fields.tokens, field="tokens")
+    return {"prompt": tokenizer.decode(fields.tokens, skip_special_tokens=False)}

@@ -1,0 +1,144 @@
+"""All that is served, as workers come and go: the owner of what the HTTP surface chooses from."""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+from msgspec.structs import astuple
+
+from protocol.messages import ServedVersion
+from router.models.model_text import ChosenModel, ListedModel
+from router.models.model_unknown import ModelAway, UnknownModel
+from router.models.snapshot import Aliases, AvailableVersion, Snapshot
+from router.models.texts import Texts
+from router.workers.registry import Registry
+
+LOOK_AGAIN_S = 0.5
+REMEMBERED_S = 600.0
+"""A model whose last worker is gone is away for so long, and then unknown."""
+log = logging.getLogger("baton.models")
+
+
+class ServedModels:
+    """`router.models.model_text.Models`. What is chosen from is one immutable snapshot, replaced as
+    a whole in the event loop whenever a worker changes its state, a text is read or the aliases
+    change; so any thread may read it."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        texts: Texts,
+        *,
+        patience_s: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._texts = texts
+        self._patience_s = patience_s
+        self._clock = clock
+        self._aliases: Aliases = {}
+        self._snapshot = Snapshot()
+        self._left_at: dict[str, float] = {}
+        """When a model was last seen to become away."""
+        self._changed = asyncio.Event()
+        registry.listeners.append(self._renew)
+        texts.changed = self._renew
+
+    def choose(self, name: str | None, key: str) -> ChosenModel:
+        return self._snapshot.choose(name, key)
+
+    def listed(self) -> tuple[ListedModel, ...]:
+        return self._snapshot.listed()
+
+    def not_ready(self) -> str | None:
+        if not self._snapshot.is_empty:
+            return None
+        texts = {one.registration.text for one in self._registry.ready_workers()}
+        missing = (self._texts.why_missing(text) for text in sorted(texts))
+        return self._registry.not_ready() or next(missing, "no model is served")
+
+    def why_no_text(self, digest: str) -> str:
+        """Of a worker's model; "" if it has been read."""
+        return self._texts.why_missing(digest)
+
+    def use_aliases(self, aliases: Aliases) -> None:
+        """These from now on."""
+        self._aliases = aliases
+        self._renew()
+
+    async def run(self) -> None:
+        """Fetches texts, until cancelled."""
+        await self._texts.run()
+
+    async def wait_change(self, *, timeout_s: float) -> None:
+        """Until something else may be chosen; TimeoutError when nothing does in time."""
+        async with asyncio.timeout(timeout_s):
+            await self._changed.wait()
+
+    async def wait_for(self, name: str | None) -> None:
+        deadline = self._clock() + self._patience_s
+        while not self._is_available(name):
+            remaining_s = deadline - self._clock()
+            if remaining_s <= 0 or not self._is_expected(name):
+                raise ModelAway(name, f"no decode worker of {name or 'any model'} is ready")
+            with suppress(TimeoutError):  # what is expected may also just cease to be
+                await self.wait_change(timeout_s=min(remaining_s, LOOK_AGAIN_S))
+
+    def _is_available(self, name: str | None) -> bool:
+        try:
+            return bool(self._snapshot.of_name(name))
+        except UnknownModel:
+            return False
+
+    def _is_expected(self, name: str | None) -> bool:
+        """Whether a worker of it is on its way, or only its text is."""
+        models = self._snapshot.models_of(name)
+        ready = (one.registration for one in self._registry.ready_workers())
+        if any(not models or one.model in models for one in ready if one.role == "decode"):
+            return True
+        within_s = self._patience_s
+        soon = (self._registry.may_serve_soon(one, within_s=within_s) for one in models or (None,))
+        return any(soon)
+
+    def _renew(self) -> None:
+        """Reads the registry anew."""
+        models: dict[str, tuple[AvailableVersion, ...]] = {}
+        for version, contexts in self._decoding():
+            if (read := self._texts.find(version.text)) is not None:
+                available = AvailableVersion(
+                    text=read.of_version(version),
+                    num_decode_workers=len(contexts),
+                    context_tokens=min(max(contexts), read.tokenizer.max_context_tokens),
+                )
+                models[version.model] = (*models.get(version.model, ()), available)
+        for name in self._away(models):
+            models[name] = ()
+        coming = self._registry.coming_models
+        self._snapshot = Snapshot(models=models, aliases=self._aliases, coming=coming)
+        linked = (one for one in self._registry.workers if one.connection is not None)
+        self._texts.want({one.registration.text for one in linked if one.registration.text})
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _decoding(self) -> list[tuple[ServedVersion, list[int]]]:
+        """Versions that have ready decode workers, in an order of their own, and the longest
+        contexts of those."""
+        found: dict[ServedVersion, list[int]] = defaultdict(list)
+        for worker in self._registry.ready_workers():
+            if worker.role == "decode":
+                registration = worker.registration
+                found[registration.version].append(registration.max_context_tokens)
+        return sorted(found.items(), key=lambda item: astuple(item[0]))
+
+    def _away(self, available: Collection[str]) -> set[str]:
+        """Models of which a worker is here in whatever state, or was a while ago, and that nothing
+        can be asked of."""
+        now, before = self._clock(), self._snapshot.models.items()
+        here = {one.registration.model for one in self._registry.workers}
+        self._left_at |= {name: now for name, found in before if found and name not in available}
+        left = self._left_at.items()
+        self._left_at = {one: at for one, at in left if one in here or now - at < REMEMBERED_S}
+        return (here | self._left_at.keys()) - set(available)
