@@ -9,6 +9,7 @@ QUICK_FOLDERS = ("unit", "property", "house")
 NOT_PURE = (
     # Sockets, or processes of their own.
     "unit/controlplane/cli/test_*.py",
+    "unit/controlplane/fetch/test_fetch.py",
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
     "unit/controlplane/local/test_embedded_redis.py",
