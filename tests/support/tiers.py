@@ -37,6 +37,7 @@ NOT_PURE = (
     "unit/protocol/process/test_turns.py",
     "unit/protocol/test_membership.py",
     "unit/protocol/test_presence.py",
+    "unit/protocol/process/test_listening.py",
     "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
