@@ -28,11 +28,11 @@ from protocol.messages import Computation, Decode, Prefill, ReadPrompt, Ticket
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
 from worker.reported.transfer_speed import TransferSpeed
+from worker.reported.transport_uses import TransportUses
 from worker.requests import Job, Key, RequestEnding, RequestTable
 from worker.transfers.canary import CanaryFetches
 from worker.transfers.ends import TransferEnds, open_ends
 from worker.transfers.lease_metrics import LeaseMetrics
-from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore
 from protocol.text.tokenizer import TextState
 from worker.reported.canary_end import CanarySource
 from worker.reported.transfer_speed import TransferSpeed
-from worker.transport_uses import TransportUses
+from worker.reported.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
 """Of all stop strings of a request: the engine's thread looks for them at every token."""

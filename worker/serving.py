@@ -40,9 +40,9 @@ from worker.canaries import PeerCanaries
 from worker.lifecycle import Lifecycle
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
+from worker.reported.start_phases import StartPhases
 from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
-from worker.start_phases import StartPhases
 from worker.startup import Endpoints
 
 CALIBRATION_S = 0.3

@@ -22,6 +22,7 @@ from protocol.text.packed_text import PackedText
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
+from worker.reported.transport_uses import TransportUses
 from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 from worker.transfers.canary import CanaryFetches
@@ -31,7 +32,6 @@ from worker.transfers.lease_metrics import LeaseMetrics
 from worker.transfers.loans import PrefixLoans
 from worker.transfers.pulls import PrefixPulls, PullLimits
 from worker.transfers.quarantine import Quarantine
-from worker.transport_uses import TransportUses
 
 ROUTER = RouterId("router")
 PULL_LIMITS = PullLimits(max_pulls=8, timeout_s=3.0)

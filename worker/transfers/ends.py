@@ -8,6 +8,7 @@ from kvtransfer.endings import LeaseEnd
 from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from worker.parts import WorkerParts
+from worker.reported.transport_uses import TransportUses
 from worker.transfers.canary import CanaryFetches
 from worker.transfers.fetch_metrics import FetchMetrics
 from worker.transfers.lease_metrics import LeaseMetrics
@@ -15,7 +16,6 @@ from worker.transfers.loans import PrefixLoans
 from worker.transfers.pulls import PrefixPulls, PullLimits
 from worker.transfers.quarantine import Quarantine
 from worker.transfers.settings import TransferSettings
-from worker.transport_uses import TransportUses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from protocol.ids import WorkerId
 from protocol.messages import PrefixPull
 from protocol.process.metrics import TransferMetrics
 from worker.reported.transfer_speed import FetchSpeed, TransferSpeed
-from worker.transport_uses import TransportUses
+from worker.reported.transport_uses import TransportUses
 
 
 class FetchMetrics:

@@ -3,7 +3,7 @@ shows. On the source's thread."""
 
 from kvtransfer.endings import LeaseEnd
 from protocol.process.metrics import TransferMetrics
-from worker.transport_uses import TransportUses
+from worker.reported.transport_uses import TransportUses
 
 
 class LeaseMetrics:

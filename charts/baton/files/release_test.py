@@ -1,4 +1,4 @@
-"""`helm test`: one pod asks for an answer and waits with a doctor, the other comes to that doctor."""
+"""`helm test`: one pod asks for an answer and waits with a doctor; the other comes to it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def ask(model, size):
     body = {"model": model, "messages": [question], "max_tokens": 16, "temperature": 0}
     answer, route = call("/v1/chat/completions", body)
     tokens = answer["usage"]["completion_tokens"]
-    print(f"{model}: {tokens} tokens, {route}", flush=True)
+    sys.stdout.write(f"{model}: {tokens} tokens, {route}\n")
     assert tokens > 0, answer
     return route.split(";")[0].split(">")
 

@@ -2,7 +2,7 @@ import pytest
 
 from protocol.ids import WorkerId
 from worker.reported.transfer_speed import NUM_KEPT, FetchSpeed, TransferSpeed
-from worker.transport_uses import TransportUses
+from worker.reported.transport_uses import TransportUses
 
 
 def fetch(num_bytes: int = 1_000_000, *, flow_s: float = 0.01, exposed_s: float) -> FetchSpeed:

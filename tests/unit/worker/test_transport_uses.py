@@ -1,5 +1,5 @@
 from protocol.ids import WorkerId
-from worker.transport_uses import MAX_USES, TransportUses
+from worker.reported.transport_uses import MAX_USES, TransportUses
 
 
 def use(
