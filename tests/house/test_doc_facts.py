@@ -55,9 +55,9 @@ SAID = {
         f"`--max-running` and `--token-budget` are {CPU.max_running} and {CPU.token_budget} on a "
         "CPU",
         f"({DECODE['block_tokens'].default} tokens by default)",
-        f"503 when its event loop has said nothing for {STUCK_S:g} s, its engine has been at "
-        f"one step for {ENGINE_STUCK_S:g} s, or its loading has neither said "
-        f"that it goes on nor read or computed anything for {LOADING_STUCK_S:g} s ({LOADING_SPINS_S:g} s of one that only "
+        f"503 when its event loop has said nothing for {STUCK_S:g} s, its engine has been at one "
+        f"step for {ENGINE_STUCK_S:g} s, or its loading has neither said that it goes on nor read "
+        f"or computed anything for {LOADING_STUCK_S:g} s ({LOADING_SPINS_S:g} s of one that only "
         "computes)",
     ),
 }

@@ -120,7 +120,7 @@ async def loaded(made: Swap) -> AsyncIterator[None]:
 
 def run(redis: RedisServer, test: Callable[[Swap, Store], Awaitable[None]]) -> None:
     async def bounded(made: Swap) -> None:
-        store = Store(redis.url, deadline_s=20.0)
+        store = Store(redis.address, deadline_s=20.0)
         try:
             async with asyncio.timeout(1_000):
                 await test(made, store)

@@ -5,7 +5,7 @@ from support.checkpoints import write_checkpoint
 
 from protocol.messages import ServedVersion
 from router.models.model_unknown import ModelAway, UnknownModel
-from router.models.snapshot import AvailableVersion, Snapshot
+from router.models.snapshot import AvailableVersion, ServedSnapshot
 from router.models.text_reading import ReadingRules, ReadText, read_text
 
 OLD, NEW = "0e9e39f249a16976918f6564b8830bc894c89659", "0e9e39aa11111111111111111111111111111111"
@@ -32,13 +32,13 @@ def version(
     )
 
 
-def revisions(snapshot: Snapshot, name: str | None) -> set[tuple[str, str]]:
+def revisions(snapshot: ServedSnapshot, name: str | None) -> set[tuple[str, str]]:
     chosen = (snapshot.choose(name, key).text.version for key in KEYS)
     return {(one.model, one.revision) for one in chosen}
 
 
-def two_models(text: ReadText) -> Snapshot:
-    return Snapshot(
+def two_models(text: ReadText) -> ServedSnapshot:
+    return ServedSnapshot(
         models={
             "a": (version(text, "a", OLD), version(text, "a", NEW)),
             "b": (version(text, "b"),),
@@ -64,7 +64,7 @@ def test_an_alias_is_answered_by_what_it_stands_for(text: ReadText) -> None:
 
 def test_an_alias_may_have_the_name_of_a_model_that_it_stands_for(text: ReadText) -> None:
     models = {"a": (version(text, "a"),), "b": (version(text, "b"),)}
-    snapshot = Snapshot(models=models, aliases={"a": {"a": 1, "b": 1}})
+    snapshot = ServedSnapshot(models=models, aliases={"a": {"a": 1, "b": 1}})
     assert {model for model, _ in revisions(snapshot, "a")} == {"a", "b"}
     assert [(one.name, dict(one.alias_for)) for one in snapshot.listed()] == [
         ("b", {}), ("a", {"a": 1, "b": 1}),
@@ -73,7 +73,7 @@ def test_an_alias_may_have_the_name_of_a_model_that_it_stands_for(text: ReadText
 
 def test_what_an_alias_stands_for_and_is_away_leaves_all_to_the_others(text: ReadText) -> None:
     models = {"a": (version(text, "a"),), "b": ()}
-    snapshot = Snapshot(models=models, aliases={"prod": {"a": 5, "b": 95}, "only": {"b": 1}})
+    snapshot = ServedSnapshot(models=models, aliases={"prod": {"a": 5, "b": 95}, "only": {"b": 1}})
     assert revisions(snapshot, "prod") == {("a", OLD)}
     with pytest.raises(ModelAway):
         snapshot.choose("only", "key")
@@ -93,7 +93,7 @@ def test_what_is_not_known_is_told_with_what_is(text: ReadText, name: str) -> No
 
 @pytest.mark.parametrize("name", [None, ""])
 def test_without_a_name_the_only_model_answers(text: ReadText, name: str | None) -> None:
-    one = Snapshot(models={"a": (version(text, "a"),), "b": ()}, aliases={"prod": {"a": 1}})
+    one = ServedSnapshot(models={"a": (version(text, "a"),), "b": ()}, aliases={"prod": {"a": 1}})
     chosen = one.choose(name, "key")
     assert (chosen.name, chosen.text.version.model) == ("a", "a")
     with pytest.raises(UnknownModel):
@@ -103,8 +103,13 @@ def test_without_a_name_the_only_model_answers(text: ReadText, name: str | None)
 def test_a_model_without_a_worker_is_away_and_a_router_that_has_just_begun_knows_nothing(
     text: ReadText,
 ) -> None:
-    away = Snapshot(models={"a": (), "b": (version(text, "b"),)})
-    for snapshot, name in ((away, "a"), (away, f"a@{OLD}"), (Snapshot(), "a"), (Snapshot(), None)):
+    away = ServedSnapshot(models={"a": (), "b": (version(text, "b"),)})
+    for snapshot, name in (
+        (away, "a"),
+        (away, f"a@{OLD}"),
+        (ServedSnapshot(), "a"),
+        (ServedSnapshot(), None),
+    ):
         with pytest.raises(ModelAway):
             snapshot.choose(name, "key")
 
@@ -113,26 +118,26 @@ def test_a_model_without_a_worker_is_away_and_a_router_that_has_just_begun_knows
 def test_a_model_whose_first_worker_loads_is_away(text: ReadText, coming: str, name: str) -> None:
     models = {"a": (version(text, "a"),)}
     with pytest.raises(ModelAway):
-        Snapshot(models=models, coming=frozenset({coming})).choose(name, "key")
+        ServedSnapshot(models=models, coming=frozenset({coming})).choose(name, "key")
     with pytest.raises(UnknownModel):
-        Snapshot(models=models, coming=frozenset({"d"})).choose(name, "key")
+        ServedSnapshot(models=models, coming=frozenset({"d"})).choose(name, "key")
 
 
 def test_versions_of_one_name_share_its_requests_by_their_decode_workers(text: ReadText) -> None:
     some, many = version(text, "a", OLD, num=1), version(text, "a", NEW, num=9)
-    chosen = [Snapshot(models={"a": (some, many)}).choose("a", key) for key in KEYS]
+    chosen = [ServedSnapshot(models={"a": (some, many)}).choose("a", key) for key in KEYS]
     assert 0.8 < sum(one.text.version.revision == NEW for one in chosen) / len(KEYS) < 0.97
 
 
 def test_two_texts_of_one_revision_are_two_versions(text: ReadText) -> None:
     one, other = version(text, "a", text="1"), version(text, "a", text="2")
-    snapshot = Snapshot(models={"a": (one, other)})
+    snapshot = ServedSnapshot(models={"a": (one, other)})
     assert {snapshot.choose(f"a@{OLD}", key).text.version.text for key in KEYS} == {"1", "2"}
 
 
 def test_models_are_listed_with_what_they_take(text: ReadText) -> None:
     models = {"b": (), "a": (version(text, "a", context=64), version(text, "a", NEW, context=32))}
-    listed = Snapshot(models=models, aliases={"prod": {"a": 1}, "none": {"c": 1}}).listed()
+    listed = ServedSnapshot(models=models, aliases={"prod": {"a": 1}, "none": {"c": 1}}).listed()
     assert [(one.name, one.context_tokens, one.revisions) for one in listed] == [
         ("a", 64, tuple(sorted((OLD, NEW)))), ("b", None, ()), ("none", None, ()), ("prod", 64, ()),
     ]  # fmt: skip
