@@ -203,7 +203,7 @@ def test_a_node_has_both_kinds_of_worker_in_one_pod_with_all_its_gpus() -> None:
     assert "--transports" not in node["args"], "within a pod shm and cuda_ipc are best"
     args = [arg.replace("$(POD_NAME)", "pod-1").replace("$(POD_IP)", "::7") for arg in node["args"]]
     with environment_of(node):
-        told, env = load_with_children(
+        told, _ = load_with_children(
             NodeSettings, args[2:], prog="baton workers", children=(PrefillSettings, DecodeSettings)
         )
     assert (told.prefill, told.decode, told.device, told.worker) == (1, 3, "cuda", "pod-1")
