@@ -60,12 +60,18 @@ def _print_table(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
 
 def _notes(cluster: dict[str, Any]) -> list[str]:
     """What the table has no column for."""
-    notes = []
+    notes, versions = [], {_served(worker) for worker in cluster["workers"]}
     for worker in cluster["workers"]:
+        notes += [f"{worker['id']}: serves {_served(worker)}"] if len(versions) > 1 else []
         notes += [f"{worker['id']}: {worker['why']}"] if worker["why"] else []
         notes += _fallbacks(worker)
     facts = {key: value for key, value in cluster.items() if isinstance(value, str)}
     return [*notes, "  ".join(f"{key}: {value}" for key, value in facts.items())]
+
+
+def _served(worker: dict[str, Any]) -> str:
+    version = worker["version"]
+    return f"{version['model']}@{version['revision']}"
 
 
 def _fallbacks(worker: dict[str, Any]) -> list[str]:

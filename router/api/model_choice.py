@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import quote
 
-from protocol.errors import BatonError
 from router.api.errors import as_api_error
 from router.models.model_text import ChosenModel, Models
 from router.models.model_unknown import ModelAway, UnknownModel
@@ -44,16 +43,16 @@ class ModelChoice:
         version = self._chosen.text.version
         return {MODEL_HEADER: quote(f"{version.model}@{version.revision}", safe="/@:+ ")}
 
-    @property
-    def is_other_now(self) -> bool:
-        """Whether another version than before would be chosen, and can be."""
+    def is_other_now(self, *, if_away: bool) -> bool:
+        """Whether another version than before would be chosen; `if_away`: or none just now."""
         assert self._chosen is not None, "nothing was chosen"
         try:
-            return self._models.choose(self._asked, self._key).text.version != (
-                self._chosen.text.version
-            )
-        except BatonError:
+            now = self._models.choose(self._asked, self._key)
+        except ModelAway:
+            return if_away
+        except UnknownModel:
             return False
+        return now.text.version != self._chosen.text.version
 
     async def made(self, make: Callable[[], Awaitable[T]], *, within_s: float) -> T:
         """`make()`, which chooses; of a model that is away, when it is here, within so many

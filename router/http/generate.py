@@ -32,7 +32,7 @@ from router.http.middleware import client_of, request_id, tell_headers
 from router.http.rate_headers import rate_headers
 from router.http.terms import Bill, deadline_of, under_terms
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import SlowClient
+from router.requests.events import NoWorkers, SlowClient
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 from router.tenants.client import Client
@@ -255,7 +255,7 @@ class GenerateResponse(Response):
         is_lost = isinstance(error, BatonError) and error.retryable and not answer.is_begun
         if not is_lost or kept is None or self._state.kept_bodies.find(kept) is None:
             return False
-        return asked.choice.is_other_now
+        return asked.choice.is_other_now(if_away=isinstance(error, NoWorkers))
 
     async def _generate(
         self, generation: Generation, answer: AnswerWriter

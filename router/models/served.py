@@ -12,7 +12,7 @@ from msgspec.structs import astuple
 from protocol.messages import ServedVersion
 from router.models.model_text import ChosenModel, ListedModel
 from router.models.model_unknown import ModelAway, UnknownModel
-from router.models.snapshot import Aliases, AvailableVersion, Snapshot
+from router.models.snapshot import Aliases, AvailableVersion, ServedSnapshot
 from router.models.texts import Texts
 from router.workers.registry import Registry
 
@@ -40,7 +40,7 @@ class ServedModels:
         self._patience_s = patience_s
         self._clock = clock
         self._aliases: Aliases = {}
-        self._snapshot = Snapshot()
+        self._snapshot = ServedSnapshot()
         self._left_at: dict[str, float] = {}
         """When a model was last seen to become away."""
         self._changed = asyncio.Event()
@@ -117,7 +117,7 @@ class ServedModels:
         for name in self._away(models):
             models[name] = ()
         coming = self._registry.coming_models
-        self._snapshot = Snapshot(models=models, aliases=self._aliases, coming=coming)
+        self._snapshot = ServedSnapshot(models=models, aliases=self._aliases, coming=coming)
         linked = (one for one in self._registry.workers if one.connection is not None)
         self._texts.want({one.registration.text for one in linked if one.registration.text})
         self._changed.set()

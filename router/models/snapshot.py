@@ -37,7 +37,7 @@ Aliases = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class ServedSnapshot:
     models: Mapping[str, tuple[AvailableVersion, ...]] = field(default_factory=dict)
     """By name; one without any is known, and away."""
     aliases: Aliases = field(default_factory=dict)

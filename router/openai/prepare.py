@@ -25,6 +25,7 @@ from router.api.generation import (
 )
 from router.api.model_choice import Choose
 from router.api.parsing import parse_body
+from router.api.replay import already_ended
 from router.models.model_text import ChosenModel
 from router.openai.chat import conversation_of
 from router.openai.conversation import Conversation
@@ -41,7 +42,6 @@ from router.openai.scoring import check_num_scores, reading_of, shown_scores
 from router.openai.structured import answer_grammar
 from router.requests.events import GenerationRequest
 from router.requests.family import ForkFamily
-from router.requests.replay import already_ended
 from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16

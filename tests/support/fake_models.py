@@ -2,6 +2,7 @@
 
 import asyncio
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,8 @@ class FakeModels:
         """That the workers take."""
         self.coming: dict[str, asyncio.Event] = {}
         """Names whose workers load: until their event there is none."""
+        self.waiting: Counter[str] = Counter()
+        """Requests that wait, by name."""
 
     @property
     def names(self) -> list[str]:
@@ -65,8 +68,12 @@ class FakeModels:
         return ChosenModel(name=name or model, text=text, context_tokens=self._context(text))
 
     async def wait_for(self, name: str | None) -> None:
-        async with asyncio.timeout(10):
-            await self.coming[name or ""].wait()
+        self.waiting[name or ""] += 1
+        try:
+            async with asyncio.timeout(60):
+                await self.coming[name or ""].wait()
+        finally:
+            self.waiting[name or ""] -= 1
 
     def listed(self) -> tuple[ListedModel, ...]:
         models = [

@@ -218,6 +218,11 @@ class FakeWorker:
             except* Died:
                 pass
 
+    @property
+    def routers(self) -> tuple[RouterId, ...]:
+        """That it hears now."""
+        return self._port.routers
+
     def die(self) -> None:
         self.dead.set()
 

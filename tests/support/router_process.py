@@ -93,7 +93,7 @@ class Deployment:
         )
 
 
-async def _present(worker: FakeWorker, store: Store) -> None:
+async def present(worker: FakeWorker, store: Store) -> None:
     here = worker.registration
     membership = Membership(store, worker=here.worker, epoch=here.epoch)
     async with asyncio.TaskGroup() as tasks:
@@ -133,7 +133,7 @@ async def deployment(
         ):
 
             def add(worker: FakeWorker) -> None:
-                tasks.create_task(_present(worker, store), name=worker.id)
+                tasks.create_task(present(worker, store), name=worker.id)
 
             made = Deployment(process, client, add, PackedText.read(model))
             for name, role in roles:

@@ -2,13 +2,14 @@
 
 from pathlib import PurePath
 
-OTHER_TIERS = frozenset({"system", "slow", "long", "gpu"})
+OTHER_TIERS = frozenset({"system", "slow", "long", "rollouts", "gpu"})
 """Marks that keep a test of a quick file out of the quick tier."""
 QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
 NOT_PURE = (
     # Sockets, or processes of their own.
     "unit/controlplane/cli/test_*.py",
+    "unit/controlplane/fetch/test_fetch.py",
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
     "unit/controlplane/local/test_embedded_redis.py",
@@ -36,10 +37,12 @@ NOT_PURE = (
     "unit/protocol/process/test_turns.py",
     "unit/protocol/test_membership.py",
     "unit/protocol/test_presence.py",
+    "unit/protocol/process/test_listening.py",
     "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
     "unit/router/http/responses/test_kept.py",
+    "unit/router/models/test_served.py",
     "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/requests/test_failover.py",

@@ -70,14 +70,15 @@ def test_without_a_c_compiler_it_says_so_before_it_is_ready_and_serves(
 def test_redis_killed_fails_no_request(redis: RedisServer, model: Path) -> None:
     async def test() -> None:
         async with deployment(redis, model) as made:
-            redis.kill()
-            response = await made.complete(max_tokens=5)
-            assert response.status_code == 200, response.text
 
             async def index_is(state: str) -> bool:
                 view = (await made.client.get("/cluster")).json()
                 return bool(view["index"] == state)
 
+            await soon(lambda: index_is("exact"))
+            redis.kill()
+            response = await made.complete(max_tokens=5)
+            assert response.status_code == 200, response.text
             await soon(lambda: index_is("degraded"))
             redis.start()
             await soon(lambda: index_is("exact"))
@@ -156,7 +157,7 @@ def test_sigterm_leaves_time_to_those_who_have_not_heard_and_tells_whom_it_leave
         (("--mode", "x"), 2, "router: unknown setting: --mode x"),
         (("--model", "/nowhere"), 2, "router: unknown setting: --model /nowhere"),
         (("--tool-format", "tongs"), 2, "router: tool_format: 'tongs' is none of auto, none, "),
-        (("--redis", "redis://127.0.0.1:1"), 1, "router: Redis: "),
+        (("--redis", "localhost"), 2, "router: redis: 'localhost': must start with redis://"),
     ],
 )
 def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(

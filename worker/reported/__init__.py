@@ -1,1 +1,1 @@
-"""What a worker tells its routers of itself: its load, and how fast KV comes to it."""
+"""What a worker tells its routers of itself, and whether they know it."""

@@ -38,7 +38,9 @@ def ask(model, size):
 
 
 def chat():
-    models = [one["id"] for one in call("/v1/models")[0]["data"] if "alias_for" not in json.dumps(one)]
+    models = [
+        one["id"] for one in call("/v1/models")[0]["data"] if "alias_for" not in json.dumps(one)
+    ]
     for model in models:
         if not any(len(set(made)) == 2 or os.environ["APART"] == "0" for made in answers(model)):
             sys.exit(f"{model}: no request was prefilled and decoded in different pods")
@@ -58,13 +60,17 @@ def answers(model):
 
 
 def doctor(*flags):
-    return subprocess.run([sys.executable, "-m", "controlplane.cli.main", "doctor", *flags]).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "controlplane.cli.main", "doctor", *flags]
+    ).returncode
 
 
 def main():
     if os.environ.get("JOB_COMPLETION_INDEX", "0") == "0":
         chat()
-        sys.exit(doctor("--serve", "--host", os.environ["LISTEN"], "--port", "9600", "--wait-s", "300"))
+        sys.exit(
+            doctor("--serve", "--host", os.environ["LISTEN"], "--port", "9600", "--wait-s", "300")
+        )
     until = time.monotonic() + WITHIN_S
     while doctor("--peer", os.environ["DOCTOR"]) != 0:
         if time.monotonic() > until:

@@ -10,7 +10,7 @@ from protocol.errors import StoreError
 from protocol.ids import RouterId
 from protocol.process.health import Health
 from protocol.store.workers import RouterRecord
-from worker.greetings import ONE_IS_ENOUGH_S, WITHOUT_REDIS_S, Greetings, waits_for
+from worker.reported.greetings import ONE_IS_ENOUGH_S, WITHOUT_REDIS_S, Greetings, waits_for
 
 A, B = (RouterRecord(router=RouterId(name), wires=(WIRE_VERSION,)) for name in "ab")
 NEWER = RouterRecord(router=RouterId("n"), wires=(WIRE_VERSION + 2, WIRE_VERSION + 1))

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,13 @@ from controlplane.checkout import ROOT
 from controlplane.cli.main import run
 from tools.python_path import python_path
 
-CLUSTER = {
+CLUSTER: dict[str, Any] = {
     "router": "router-0",
     "workers": [
         {
             "id": "decode-0",
             "state": "ready",
+            "version": {"model": "org/m", "revision": "0e9e39f2", "text": "t"},
             "pid": 7,
             "transport": "tcp",
             "why": "",
@@ -63,6 +65,20 @@ def test_a_slower_way_for_kv_than_configured_is_said_with_its_reason(
     shown = capsys.readouterr().out
     assert "decode-0: KV from prefill-0 by tcp: tcp reachable; not shm: elsewhere" in shown
     assert "prefill-1" not in shown
+
+
+def test_who_serves_what_is_said_where_they_serve_several(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["status", "--url", url]) == 0
+    assert "serves" not in capsys.readouterr().out
+    (old,) = CLUSTER["workers"]
+    new = old | {"id": "decode-1", "version": old["version"] | {"revision": "77777777"}}
+    monkeypatch.setitem(CLUSTER, "workers", [old, new])
+    assert run(["status", "--url", url]) == 0
+    shown = capsys.readouterr().out
+    assert "decode-0: serves org/m@0e9e39f2\n" in shown
+    assert "decode-1: serves org/m@77777777\n" in shown
 
 
 def test_json_is_what_the_router_answers(url: str, capsys: pytest.CaptureFixture[str]) -> None:

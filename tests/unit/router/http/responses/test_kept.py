@@ -9,6 +9,7 @@ import pytest
 from support.api import Bench, error_of, make_bench
 from support.redis_server import RedisServer, redis_server
 from support.responses import TEMPLATE, WEATHER, events_of, prompt_of, respond
+from support.two_models import OTHER, two_models
 
 from protocol.store.address import RedisAddress
 from protocol.store.responses import ResponseStore
@@ -271,3 +272,15 @@ async def test_no_redis_harms_only_what_needs_it(bench: Bench) -> None:
             assert response.status_code == 503 and response.headers["retry-after"] == "1"
             assert error_of(response)["code"] == "store_unavailable"
     await store.close()
+
+
+async def test_what_goes_on_without_a_name_goes_on_with_the_model_that_answered(
+    store: ResponseStore, tmp_path: Path
+) -> None:
+    bench = two_models(tmp_path)
+    async with bench.client(kept_responses=KeptResponses(store=store, by_default=True)) as client:
+        first = await respond(client, model=OTHER)
+        again = await respond(client, model=None, previous_response_id=first.json()["id"])
+        assert again.json()["model"] == OTHER
+        unknown = await respond(client, model=None, previous_response_id="resp_none")
+        assert unknown.status_code == 404

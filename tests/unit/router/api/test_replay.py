@@ -9,8 +9,8 @@ from support.checkpoints import write_checkpoint
 
 from protocol.messages import Sampling
 from protocol.text.tokenizer import Tokenizer
+from router.api.replay import already_ended
 from router.requests.ending import EndWell
-from router.requests.replay import already_ended
 
 Asked = Callable[[Sampling, list[int]], EndWell | None]
 SAMPLING = Sampling(seed=1, max_tokens=3)

@@ -82,6 +82,8 @@ class Greetings:
 
     async def run(self) -> None:
         """Returns when the worker is ready, as far as its routers are concerned."""
+        while self._health.store_wait() is not None:  # nobody can have found it yet
+            await asyncio.sleep(LOOK_S)
         began = self._clock()
         while True:
             self._registered = await self._ask()

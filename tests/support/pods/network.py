@@ -1,0 +1,120 @@
+"""A network of pods: a bridge, a namespace for each pod, addresses of pods and of services.
+
+No CNI and no policies: every pod reaches every other, as in a cluster without NetworkPolicy.
+"""
+
+import ipaddress
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+
+_serial = count(1)
+
+
+class NoNamespaces(Exception):
+    """This machine or user may not make them."""
+
+
+def can_have_pods() -> bool:
+    """Whether this user may, here."""
+    words = ("unshare", "--net", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "x", "/mnt")
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(("ip", *words), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoNamespaces(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+@dataclass(slots=True)
+class Network:
+    """One per cluster; names carry our pid, so that several clusters do not meet."""
+
+    bridge: str
+    subnet: ipaddress.IPv4Network
+    _numbers: "count[int]" = field(default_factory=lambda: count(2))
+    _services: "count[int]" = field(default_factory=lambda: count(200))
+    _spaces: list[str] = field(default_factory=list)
+
+    @property
+    def gateway(self) -> str:
+        return str(self.subnet[1])
+
+    def add_service(self) -> str:
+        """An address of this machine, on which a service can listen."""
+        address = str(self.subnet[next(self._services)])
+        ip("address", "add", f"{address}/32", "dev", self.bridge)
+        return address
+
+    @contextmanager
+    def pod(self) -> Iterator[tuple[str, str]]:
+        """A network namespace with an interface on the bridge: its name, and the pod's address."""
+        number = next(self._numbers)
+        assert number < 200, "a network has addresses for so many pods"
+        name, address = f"{self.bridge}-{number}", str(self.subnet[number])
+        outer, inner = f"{self.bridge}v{number}", f"{self.bridge}p{number}"
+        ip("netns", "add", name)
+        self._spaces.append(name)
+        try:
+            ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
+            ip("link", "set", outer, "master", self.bridge, "up")
+            for words in (
+                ("link", "set", inner, "name", "eth0"),
+                ("address", "add", f"{address}/24", "dev", "eth0"),
+                ("link", "set", "lo", "up"),
+                ("link", "set", "eth0", "up"),
+                ("route", "add", "default", "via", self.gateway),
+            ):
+                ip("-n", name, *words)
+            yield name, address
+        finally:
+            self._spaces.remove(name)
+            with suppress(NoNamespaces):
+                ip("netns", "delete", name)
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    """Raises NoNamespaces where that needs rights which we have not."""
+    name = f"b{os.getpid() % 10**7}{chr(ord('a') + next(_serial) % 26)}"
+    ip("link", "add", name, "type", "bridge")
+    try:
+        made = Network(bridge=name, subnet=_free_subnet(name))
+        yield made
+    finally:
+        with suppress(NoNamespaces):
+            ip("link", "delete", name)
+
+
+def _free_subnet(bridge: str) -> ipaddress.IPv4Network:
+    """One that no route of this machine has, and from now on ours."""
+    for third in _starting_at(os.getpid() % 256):
+        subnet = ipaddress.IPv4Network(f"10.213.{third}.0/24")
+        if _is_routed(subnet):
+            continue
+        ip("address", "add", f"{subnet[1]}/24", "dev", bridge)
+        ip("link", "set", bridge, "up")
+        if _num_owners(subnet) == 1:
+            return subnet
+        ip("address", "flush", "dev", bridge)
+    raise NoNamespaces("no subnet of 10.213.0.0/16 is free")
+
+
+def _starting_at(first: int) -> Sequence[int]:
+    return [(first + step) % 256 for step in range(256)]
+
+
+def _is_routed(subnet: ipaddress.IPv4Network) -> bool:
+    return _num_owners(subnet) > 0
+
+
+def _num_owners(subnet: ipaddress.IPv4Network) -> int:
+    shown = subprocess.run(("ip", "-o", "address"), capture_output=True, text=True, check=True)
+    return shown.stdout.count(f" {subnet[1]}/24 ")
