@@ -34,7 +34,7 @@ from engine.runner.gpu.pool_size import (
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
-from protocol.process.c_kernels import NoKernels
+from protocol.process.kernels.c_kernels import NoKernels
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
 from protocol.process.turns import take_turn
