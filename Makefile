@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-kernels test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu gpu-wheels soak fuzz clean
+.PHONY: help setup demo quick test test-long test-rollouts test-clients test-containers test-kernels test-ucx image lock lock-check manifests check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu gpu-wheels soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -31,6 +31,46 @@ test: setup  ## every test but the long ones, system tests included
 # 5: none is marked so, or ARGS chose none.
 test-long: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m long $(ARGS) || [ $$? = 5 ]
+
+# The images of one Dockerfile, for a registry: REPOSITORY=registry.example/team/baton PUSH=1. ENGINE
+# may be podman; IMAGE_ARGS are more of its arguments (--build-arg PIP_INDEX_URL=..., --platform ...).
+ENGINE ?= docker
+REPOSITORY ?= baton
+TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGES ?= router worker-cpu redis
+IMAGE_ARGS ?=
+image:  ## the images, for CPUs: IMAGES="router worker-cuda redis" REPOSITORY=baton TAG=0.1.0 ENGINE=docker PUSH=
+	@set -e; for name in $(IMAGES); do \
+		$(ENGINE) build --target $$name --tag $(REPOSITORY)-$$name:$(TAG) --build-arg VERSION=$(TAG) \
+			--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(IMAGE_ARGS) .; \
+		if [ -n "$(PUSH)" ]; then $(ENGINE) push $(REPOSITORY)-$$name:$(TAG); fi; \
+	done
+
+LOCK_VENV ?= .venv-lock
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+lock: setup $(LOCK_VENV)/.ready  ## what images install, pinned anew in requirements/: ARGS=--upgrade TORCH_INDEX=
+	$(BIN)/python -m tools.lock --uv $(LOCK_VENV)/bin/uv --torch-index $(TORCH_INDEX) $(ARGS)
+
+lock-check: setup $(LOCK_VENV)/.ready  ## every pin has wheels for Python 3.11 to 3.13, x86-64 and aarch64
+	$(BIN)/python -m tools.lock --check --uv $(LOCK_VENV)/bin/uv $(ARGS)
+
+$(LOCK_VENV)/.ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	touch $@
+
+manifests: setup  ## deploy/manifests from the chart, for kubectl apply
+	PYTHONPATH=.:tests $(BIN)/python -m tools.manifests
+
+# The images built from a Debian of debootstrap and run: as root, with Debian's tools; some minutes.
+CONTAINER_TOOLS := buildah podman runc conmon netavark aardvark-dns debootstrap
+test-containers: setup  ## the images built here and run: sizes, layers, kernels, one request between containers
+	@for tool in buildah podman runc debootstrap; do command -v $$tool > /dev/null || \
+		{ echo "no $$tool: apt-get install --no-install-recommends $(CONTAINER_TOOLS)"; exit 1; }; done
+	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
+
+test-rollouts: setup  ## everything changed while pods serve, as root; half an hour
+	$(BIN)/python -m pytest -m "rollouts or not rollouts" tests/rollouts $(ARGS)
 
 # The oldest Triton that GPU machines come with and we support, in front of that of the environment.
 TRITON ?= 3.6.0
@@ -141,4 +181,4 @@ $(ROUTERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/rout
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) .venv-triton-* .venv-gpu .wheels build *.egg-info
+	rm -rf $(VENV) $(LOCK_VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) .venv-triton-* .venv-gpu .wheels build *.egg-info

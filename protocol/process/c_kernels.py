@@ -1,10 +1,14 @@
-"""Builds C kernels once per machine and loads them.
+"""Builds C kernels once per machine and loads them, or loads those that came with an image.
 
-A library lies in the user's cache under a name made of its sources, flags, compiler and CPU, so an
-old or foreign build is never loaded. Nor is one that another user owns or may write, or whose bytes
-are not those of the digest beside it: it is built again, where the cache itself belongs to another
-in a folder of this process's own. Without a compiler there are no kernels: `load` raises
-`NoKernels`, and the callers' slower twins serve.
+What an image brings lies in the folder that BATON_KERNELS names, a library for each kind of
+processor under a name made of its sources, flags and kind: the fastest that runs here is loaded,
+and nothing is compiled.
+
+Elsewhere a library lies in the user's cache under a name made of its sources, flags, compiler and
+CPU, so an old or foreign build is never loaded. Nor is one, in either place, that another user owns
+or may write, or whose bytes are not those of the digest beside it: it is built again, where the
+cache itself belongs to another in a folder of this process's own. Without a compiler there are no
+kernels then: `load` raises `NoKernels`, and the callers' slower twins serve.
 """
 
 import ctypes
@@ -24,9 +28,13 @@ from pathlib import Path
 
 from protocol.errors import BatonError
 from protocol.process.own_folder import NotOurs, is_ours, kernel_folder, make_own
+from protocol.process.prebuilt.targets import Target, targets_here
 
 BUILD_TIMEOUT_S = 120.0
 DIGEST = ".sha256"
+PREBUILT = "BATON_KERNELS"
+"""The variable that names the folder of an image's kernels."""
+NATIVE = "-march=native"
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +51,11 @@ class Kernels:
     flags: tuple[str, ...]
 
     def load(self) -> ctypes.CDLL:
-        """The kernels, built if this machine has not built them yet. Raises NoKernels."""
+        """The kernels: those that the image brought, else built if this machine has not built them
+        yet. Raises NoKernels."""
+        brought = self._brought()
+        if brought is not None:
+            return _opened(brought)
         try:
             library = self.library()
             make_own(library.parent)
@@ -61,6 +73,17 @@ class Kernels:
         """Where the library lies once it is built. RuntimeError for a user without a home."""
         return kernel_folder() / f"{self.name}-{self._key()}.so"
 
+    def prebuilt(self, target: Target, folder: Path) -> Path:
+        """Where in an image's folder the library for such processors lies."""
+        key = self._digest(*self._flags_for(target))
+        return folder / f"{self.name}-{target.name}-{key}.so"
+
+    def prebuild(self, target: Target, folder: Path, *, compiler: str) -> Path:
+        """Built for an image, by a compiler for such processors. Raises NoKernels."""
+        library = self.prebuilt(target, folder)
+        self._build(library, found=compiler, flags=self._flags_for(target))
+        return library
+
     def sources(self) -> list[Path]:
         return [path for path in self._files() if path.suffix == ".c"]
 
@@ -68,11 +91,25 @@ class Kernels:
         return sorted(path for path in self.folder.iterdir() if path.suffix in (".c", ".h"))
 
     def _key(self) -> str:
+        return self._digest(*self.flags, str(compiler()), platform.machine(), _cpu())
+
+    def _digest(self, *words: str) -> str:
         digest = hashlib.sha256()
         for path in self._files():
             digest.update(path.name.encode() + path.read_bytes())
-        digest.update("|".join((*self.flags, str(compiler()), platform.machine(), _cpu())).encode())
+        digest.update("|".join(words).encode())
         return digest.hexdigest()[:24]
+
+    def _flags_for(self, target: Target) -> tuple[str, ...]:
+        return (*(flag for flag in self.flags if flag != NATIVE), *target.flags)
+
+    def _brought(self) -> Path | None:
+        """The fastest of the image's that runs here and is as it was built."""
+        named = os.environ.get(PREBUILT)
+        if not named or not _is_folder_of_ours(Path(named)):
+            return None
+        there = (self.prebuilt(target, Path(named)) for target in targets_here())
+        return next((one for one in there if _is_sealed(one, otherwise="passed over")), None)
 
     def _load_private(self) -> ctypes.CDLL:
         """Of a folder that is gone when they are loaded."""
@@ -84,14 +121,24 @@ class Kernels:
         except OSError as error:
             raise NoKernels(f"no folder to build in: {error}") from error
 
-    def _build(self, library: Path) -> None:
-        """Compile beside the goal, then rename: nobody sees half, nor does a crash leave it."""
-        found = compiler()
+    def _build(
+        self, library: Path, *, found: str | None = None, flags: tuple[str, ...] | None = None
+    ) -> None:
+        """Compile beside the goal, then rename: nobody sees half, nor does a crash leave it. By
+        default with this machine's compiler, for it alone."""
+        found = found or compiler()
         if found is None:
-            raise NoKernels("no C compiler (cc, gcc or clang) found")
+            raise NoKernels(f"no C compiler (cc, gcc or clang) found{_why_none_brought()}")
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             draft = Path(folder) / library.name
-            command = [found, *self.flags, "-o", str(draft), *map(str, self.sources()), "-lm"]
+            command = [
+                found,
+                *(flags or self.flags),
+                "-o",
+                str(draft),
+                *map(str, self.sources()),
+                "-lm",
+            ]
             try:
                 subprocess.run(command, check=True, capture_output=True, timeout=BUILD_TIMEOUT_S)
             except subprocess.CalledProcessError as error:
@@ -113,8 +160,22 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_sealed(library: Path) -> bool:
-    """Whether it is there, as it was built; tells of one that is not as it was."""
+def _is_folder_of_ours(folder: Path) -> bool:
+    """Of an image: nobody else may exchange what lies in it. Tells of one that is not so."""
+    try:
+        if is_ours(folder.stat()):
+            return True
+        why = "others may have written it"
+    except OSError as error:
+        why = str(error)
+    remedy = f"name the folder of an image in {PREBUILT}, owned by root or this user alone"
+    told = {"folder": str(folder), "why": why, "remedy": remedy}
+    log.warning("no kernels are taken from it", extra=told)
+    return False
+
+
+def _is_sealed(library: Path, *, otherwise: str = "built again") -> bool:
+    """Whether it is there, as it was built; tells of one that is not, and what becomes of it."""
     try:
         text = _read_ours(library)
         digest = _read_ours(_digest_of(library)).decode(errors="replace")
@@ -127,7 +188,7 @@ def _is_sealed(library: Path) -> bool:
         why = "it has no digest"
     except (OSError, NotOurs) as error:
         why = str(error)
-    remedy = "none: it is built again"
+    remedy = f"none: it is {otherwise}"
     log.warning("kernels not loaded", extra={"file": str(library), "why": why, "remedy": remedy})
     return False
 
@@ -141,6 +202,15 @@ def _read_ours(file: Path) -> bytes:
             mode = stat.filemode(found.st_mode)
             raise NotOurs(f"{file} is of user {found.st_uid}, {mode}: others may have written it")
         return stream.read()
+
+
+def _why_none_brought() -> str:
+    """For whom an image's folder has no library either."""
+    named = os.environ.get(PREBUILT)
+    if not named:
+        return ""
+    kinds = " or ".join(target.name for target in targets_here())
+    return f", and {named} has none for this processor ({kinds or 'older than x86-64-v3'})"
 
 
 def _seal(draft: Path, library: Path) -> None:

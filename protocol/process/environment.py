@@ -30,6 +30,8 @@ KNOWN = frozenset(
     """.split()  # noqa: SIM905 - words read better so
 )
 """Fields of all settings. Written out, because no process may import all of them."""
+NO_SETTINGS = frozenset({"kernels"})
+"""Read before any settings are: where an image has its compiled kernels."""
 
 _LINK_BY_NAME = re.compile(
     r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)$"
@@ -41,7 +43,9 @@ def check_variables(environment: Mapping[str, str]) -> None:
     """Raises SettingsError naming the first `BATON_` variable that no process knows."""
     for name, value in sorted(environment.items()):
         field = name.upper().removeprefix(PREFIX)
-        if field == name.upper() or field.lower() in KNOWN or _is_service_link(field, value):
+        if field == name.upper() or field.lower() in KNOWN | NO_SETTINGS:
+            continue
+        if _is_service_link(field, value):
             continue
         near = get_close_matches(field.lower(), sorted(KNOWN), n=1, cutoff=0.0)
         raise SettingsError(

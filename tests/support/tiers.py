@@ -2,7 +2,7 @@
 
 from pathlib import PurePath
 
-OTHER_TIERS = frozenset({"system", "slow", "long", "gpu"})
+OTHER_TIERS = frozenset({"system", "slow", "long", "rollouts", "gpu"})
 """Marks that keep a test of a quick file out of the quick tier."""
 QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
@@ -30,11 +30,13 @@ NOT_PURE = (
     "unit/kvtransfer/transports/test_unix_socket.py",
     "unit/protocol/channel/test_channel.py",
     "unit/protocol/process/test_c_kernels.py",
+    "unit/protocol/process/prebuilt/test_brought.py",
     "unit/protocol/process/test_model_folder.py",
     "unit/protocol/process/test_run.py",
     "unit/protocol/process/test_turns.py",
     "unit/protocol/test_membership.py",
     "unit/protocol/test_presence.py",
+    "unit/protocol/process/test_listening.py",
     "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
@@ -55,6 +57,7 @@ NOT_PURE = (
     "unit/worker/test_startup.py",
     "property/test_dispatch_endings.py",
     "house/test_contracts_bite.py",
+    "house/test_dockerfile.py",
     # C kernels: a compiler, the first time on a machine.
     "unit/bench/test_*.py",
     "unit/engine/ops/cpu/test_*.py",

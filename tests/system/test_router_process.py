@@ -157,7 +157,7 @@ def test_sigterm_leaves_time_to_those_who_have_not_heard_and_tells_whom_it_leave
         (("--mode", "x"), 2, "router: unknown setting: --mode x"),
         (("--model", "/nowhere"), 2, "router: unknown setting: --model /nowhere"),
         (("--tool-format", "tongs"), 2, "router: tool_format: 'tongs' is none of auto, none, "),
-        (("--redis", "redis://127.0.0.1:1"), 1, "router: Redis: "),
+        (("--redis", "localhost"), 2, "router: redis: 'localhost': must start with redis://"),
     ],
 )
 def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(

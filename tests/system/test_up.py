@@ -152,10 +152,10 @@ def test_a_taken_port_is_one_line(checkpoint: Path) -> None:
     _assert_one_line(up, f"port: cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
-def test_a_redis_that_does_not_answer_is_one_line(checkpoint: Path) -> None:
-    url = "redis://:hidden@127.0.0.1:1/0"
+def test_a_redis_that_cannot_be_one_is_one_line(checkpoint: Path) -> None:
+    url = "redis://:hidden@127.0.0.1:port/0"
     up = _baton("up", "--model", str(checkpoint), "--port", "0", "--redis", url)
-    _assert_one_line(up, "redis: redis://127.0.0.1:1/0", exit_code=1)
+    _assert_one_line(up, "redis: 'redis://127.0.0.1:port/0': its port must be a number")
     assert "hidden" not in up.stderr
 
 

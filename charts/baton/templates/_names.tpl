@@ -1,6 +1,7 @@
 {{- define "baton.fullname" -}}
-{{- if contains "baton" .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}
-{{- else }}{{ printf "%s-baton" (.Release.Name | trunc 44 | trimSuffix "-") }}{{ end }}
+{{- if .Values.fullnameOverride }}{{ .Values.fullnameOverride }}
+{{- else if contains "baton" .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}{{ printf "%s-baton" (.Release.Name | trunc 34 | trimSuffix "-") }}{{ end }}
 {{- end }}
 
 {{- define "baton.selector" -}}
@@ -8,18 +9,52 @@ app.kubernetes.io/name: baton
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* Of objects. Pods have their selectors alone: a version among them would restart all. */ -}}
 {{- define "baton.labels" -}}
 {{ include "baton.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
+{{- /* of: root, kind (router, worker-cpu, ...), own (a section's image) -> the image's name */ -}}
 {{- define "baton.image" -}}
-{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- $image := .root.Values.image }}
+{{- $name := .own.repository | default (printf "%s-%s" $image.repository .kind) }}
+{{- with $image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end }}
+{{- if .own.digest }}{{ printf "%s@%s" $name .own.digest }}
+{{- else }}{{ printf "%s:%s" $name (.own.tag | default $image.tag | default .root.Chart.AppVersion) }}{{ end }}
 {{- end }}
 
-{{- define "baton.redis" -}}
+{{- define "baton.redisUrl" -}}
+{{- $outside := .Values.externalRedis }}
 {{- if .Values.redis.enabled }}{{ printf "redis://%s-redis:6379/0" (include "baton.fullname" .) }}
-{{- else }}{{ required "externalRedis.url is needed when redis.enabled is false" .Values.externalRedis.url }}{{ end }}
+{{- else if $outside.caSecret.name }}{{ printf "%s?ssl_ca_certs=/etc/baton/redis/%s" $outside.url $outside.caSecret.key }}
+{{- else }}{{ $outside.url }}{{ end }}
+{{- end }}
+
+{{- /* What every process of ours needs to find the others, by environment: no secret is in args. */ -}}
+{{- define "baton.redisEnv" -}}
+{{- $auth := .Values.externalRedis.auth }}
+{{- if .Values.redis.enabled }}{{ $auth = .Values.redis.auth }}{{ end }}
+{{- if and $auth.existingSecret $auth.urlKey }}
+- name: BATON_REDIS
+  valueFrom: {secretKeyRef: {name: {{ $auth.existingSecret }}, key: {{ $auth.urlKey }}}}
+{{- else }}
+- name: BATON_REDIS
+  value: {{ include "baton.redisUrl" . | quote }}
+{{- end }}
+- name: BATON_REDIS_PREFIX
+  value: {{ .Values.redisPrefix | default (printf "%s/%s:" .Release.Namespace .Release.Name) | quote }}
+{{- if and $auth.existingSecret $auth.usernameKey }}
+- name: BATON_REDIS_USERNAME
+  valueFrom: {secretKeyRef: {name: {{ $auth.existingSecret }}, key: {{ $auth.usernameKey }}}}
+{{- end }}
+{{- if and $auth.existingSecret $auth.passwordKey }}
+- name: BATON_REDIS_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ $auth.existingSecret }}, key: {{ $auth.passwordKey }}}}
+{{- end }}
 {{- end }}

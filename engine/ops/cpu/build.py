@@ -1,14 +1,13 @@
-"""The engine's C kernels, built once per machine and loaded beside torch.
+"""The engine's C kernels, brought by an image or built once per machine, and loaded beside torch.
 
-Without a compiler `load` raises `NoKernels` and the torch twins serve.
+Without either `load` raises `NoKernels` and the torch twins serve.
 """
 
 import ctypes
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-import torch  # noqa: F401  (first: its libgomp then serves the kernels too, one thread pool)
 
 from protocol.process.c_kernels import Kernels, NoKernels
 
@@ -25,6 +24,7 @@ KERNELS = Kernels(
 @cache
 def load() -> ctypes.CDLL:
     """The kernels, built if this machine has not built them yet. Raises NoKernels."""
+    import_module("torch")  # first: its libgomp then serves the kernels too, one thread pool
     return KERNELS.load()
 
 

@@ -4,7 +4,9 @@ None is the host itself: `engine.runner.cpu` and the C kernels serve there, with
 `engine.runner.gpu`.
 """
 
+import logging
 from importlib import import_module
+from typing import Final
 
 import torch
 
@@ -15,7 +17,13 @@ from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.penalties import ScorePenaliser, penalise
 from engine.sampling.rows import TokenSampler, sample_on_host
 from protocol.errors import SettingsError
+from protocol.process.machine import driver_cuda
 from protocol.process.triton_cache import use_own_triton_cache
+
+FIRST_DRIVERS: Final = {11: 450, 12: 525, 13: 580}
+"""The first driver that runs programs built for any CUDA of that major version (NVIDIA's table of
+minor version compatibility)."""
+log = logging.getLogger(__name__)
 
 
 def open_device(setting: str) -> Device | None:
@@ -24,20 +32,49 @@ def open_device(setting: str) -> Device | None:
     Raises SettingsError for a GPU that this torch does not see.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if setting == "cpu" or (setting == "auto" and not num_gpus):
+    if setting == "cpu":
+        return None
+    if setting == "auto" and not num_gpus:
+        _tell_of_an_unused_driver()
         return None
     index = int(setting.partition(":")[2] or 0)
     if index >= num_gpus:
         built = torch.version.cuda or "no CUDA"
         raise SettingsError(
             f"device: {setting!r}: torch {torch.__version__} ({built}) sees {num_gpus} GPUs here; "
-            "use auto or cpu, or install a torch for this machine's driver"
+            f"{remedy(built=torch.version.cuda, driver=driver_cuda())}"
         )
     from engine.runner.gpu.cuda import CudaDevice
 
     use_own_triton_cache()
     sum_in_float32()
     return CudaDevice(index)
+
+
+def remedy(*, built: str | None, driver: tuple[int, int] | None) -> str:
+    """What to do where torch, built for a CUDA or for none, does not see the GPU that is asked for
+    under a driver that speaks CUDAs up to `driver`, or under none."""
+    if built is None:
+        return "use auto or cpu, or a torch with CUDA (the worker-cuda image)"
+    if driver is None:
+        return "NVIDIA has no driver here: use auto or cpu, or give this container a GPU"
+    major = int(built.partition(".")[0])
+    if driver[0] >= major:
+        return "use auto or cpu"
+    first = FIRST_DRIVERS.get(major)
+    newer = f"{first} or later" if first else f"one for CUDA {major}"
+    return (
+        f"the driver speaks CUDA {driver[0]}.{driver[1]} at most, this torch is built for {built}: "
+        f"update the driver to {newer}, or install a torch built for CUDA {driver[0]}"
+    )
+
+
+def _tell_of_an_unused_driver() -> None:
+    """A machine with a driver was meant to compute on its GPUs."""
+    driver, built = driver_cuda(), torch.version.cuda
+    if driver is not None and built is not None:
+        told = {"torch": torch.__version__, "remedy": remedy(built=built, driver=driver)}
+        log.warning("a driver, and no GPU that torch can use: the CPU computes", extra=told)
 
 
 def sum_in_float32() -> None:

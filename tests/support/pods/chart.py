@@ -9,7 +9,7 @@ from support.pods.volumes import Object
 
 
 def rendered(release: str = "demo", **values: Any) -> list[Object]:
-    """In no order: what they are applied in does not matter."""
+    """In no order: what they are applied in does not matter. Without hooks, such as the test."""
     chart = helm.Chart.load(str(ROOT / "charts" / "baton"))
     texts = chart.render(values, name=release, namespace="default")
     return [
@@ -17,5 +17,5 @@ def rendered(release: str = "demo", **values: Any) -> list[Object]:
         for path, text in texts.items()
         if path.endswith(".yaml")
         for thing in yaml.safe_load_all(text)
-        if thing
+        if thing and "helm.sh/hook" not in thing["metadata"].get("annotations", {})
     ]

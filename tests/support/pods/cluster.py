@@ -51,6 +51,8 @@ class Pods:
         for thing in objects:
             if thing["kind"] == "Service":
                 self._serve(thing)
+        for pod in self.living():
+            pod.refresh()
 
     def delete(self, kind: str, name: str) -> None:
         self.kept.objects.pop(f"{kind}/{name}")
@@ -87,12 +89,21 @@ class Pods:
         """Its cluster address."""
         return self._services[service][0]
 
-    def drain_node(self, node: str) -> None:
-        """As `kubectl drain` without budgets: nothing new comes there, and what is there goes."""
+    def is_served(self, service: str) -> bool:
+        """Whether its late list of endpoints has come."""
+        return bool(self._services[service][1].known)
+
+    async def drain_node(self, node: str) -> None:
+        """As `kubectl drain`, with budgets of one unavailable: nothing new comes there, and what
+        is there goes, of each Deployment one when all others are ready."""
         self._cordoned.add(node)
-        for pod in self.living():
-            if pod.node == node and not pod.is_deleted:
-                pod.delete()
+        while left := [pod for pod in self.living() if pod.node == node and not pod.is_deleted]:
+            for pod in left:
+                wanted = self.kept.objects[f"Deployment/{pod.owner}"]["spec"].get("replicas", 1)
+                ready = [one for one in self.of(pod.owner) if one.is_ready and not one.is_deleted]
+                if len(ready) >= wanted:
+                    pod.delete()
+            await asyncio.sleep(TICK_S)
 
     async def control(self) -> None:
         """The controllers, until cancelled."""

@@ -4,6 +4,7 @@ Environment and entry point are read from the Dockerfile, so a pod has what the 
 and nothing of ours; Python and its packages are this environment's.
 """
 
+import compileall
 import json
 import re
 import shlex
@@ -14,13 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol.process.own_folder import kernel_folder
+from protocol.process.prebuilt.targets import targets_here
+from tools import prebuild
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = (
     *("controlplane", "decode_worker", "engine", "kvtransfer", "prefill_worker"),
     *("protocol", "router", "worker"),
 )
-SOURCE = "/opt/baton/src"
+SOURCE = "/opt/baton/app"
 KERNELS = "/opt/baton/kernels"
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -39,8 +42,7 @@ class Image:
     """What a test adds, as a Dockerfile would."""
 
     def environment(self) -> dict[str, str]:
-        kernels = {"XDG_CACHE_HOME": KERNELS} if self.kernels else {}
-        return {**self.env, "PYTHONPATH": SOURCE, **kernels, **self.more_env}
+        return {**self.env, "PYTHONPATH": SOURCE, **self.more_env}
 
     def mounts(self) -> dict[str, Path]:
         """Folders of this machine by the place where the image has them, to be read only."""
@@ -51,7 +53,7 @@ class Image:
             str(python): python,
             SOURCE: self.source,
             "/opt/baton/models/tiny": self.source / "models" / "tiny",
-            **({f"{KERNELS}/baton": self.kernels} if self.kernels else {}),
+            **({KERNELS: self.kernels} if self.kernels else {}),
         }
 
 
@@ -64,15 +66,23 @@ class _Stage:
 
 def image_of(target: str = "", *, source: Path = ROOT) -> Image:
     """What the Dockerfile's stage of that name, or its last one, says."""
-    stages = _stages((source / "Dockerfile" if source == ROOT else ROOT / "Dockerfile").read_text())
+    stages = _stages((ROOT / "Dockerfile").read_text())
     stage = stages[target] if target else list(stages.values())[-1]
     return Image(env=stage.env, entrypoint=stage.entrypoint, command=stage.command, source=source)
 
 
 def kernels_built_ahead(folder: Path) -> Path:
-    """Copies of this machine's, which any user can read, in `folder`."""
-    shutil.copytree(kernel_folder(), folder, ignore=shutil.ignore_patterns("triton*"))
-    _open_to_all(folder)
+    """Of this machine's processor, as `tools.prebuild` makes them; kept for later tests."""
+    target = targets_here()[0]
+    kept = kernel_folder().parent / "baton-built-ahead"
+    kept.mkdir(parents=True, exist_ok=True)
+    found = shutil.which("cc") or shutil.which("gcc")
+    assert found is not None, "no C compiler"
+    for kernels in prebuild.ALL:
+        if not kernels.prebuilt(target, kept).exists():
+            kernels.prebuild(target, kept, compiler=found)
+    shutil.copytree(kept, folder)
+    folder.chmod(0o755)
     return folder
 
 
@@ -83,15 +93,12 @@ def built_again(image: Image, folder: Path, *, more: Mapping[str, str] | None = 
             image.source / package, folder / package, ignore=shutil.ignore_patterns("*.tmp")
         )
     shutil.copytree(image.source / "models" / "tiny", folder / "models" / "tiny")
+    compileall.compile_dir(folder, quiet=1)
     for path, text in (more or {}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
-    _open_to_all(folder)
-    return replace(image, source=folder)
-
-
-def _open_to_all(folder: Path) -> None:
     folder.chmod(0o755)
+    return replace(image, source=folder)
 
 
 def _stages(dockerfile: str) -> dict[str, _Stage]:

@@ -32,6 +32,8 @@ class Load:
     """Of several clients through one URL."""
 
     url: str
+    num_clients: int
+    prompts: Sequence[str]
     told: list[Told] = field(default_factory=list)
 
     @property
@@ -138,7 +140,7 @@ async def steady_load(
     max_tokens: int = 24,
 ) -> AsyncIterator[Load]:
     """Every other client keeps its connection."""
-    load = Load(url)
+    load = Load(url, num_clients, prompts)
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(

@@ -18,6 +18,15 @@ class NoNamespaces(Exception):
     """This machine or user may not make them."""
 
 
+def can_have_pods() -> bool:
+    """Whether this user may, here."""
+    words = ("unshare", "--net", "--mount", "--pid", "--fork", "mount", "-t", "tmpfs", "x", "/mnt")
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 def ip(*words: str) -> None:
     done = subprocess.run(("ip", *words), capture_output=True, text=True, check=False)
     if done.returncode:

@@ -11,7 +11,7 @@ from support.pods.container import Container, Place, start_container, user_of
 from support.pods.image import Image
 from support.pods.network import Network
 from support.pods.probes import look_of, watch
-from support.pods.volumes import Kept, Object, make_volumes, mounts_of
+from support.pods.volumes import Kept, Object, make_volumes, mounts_of, refresh_volumes
 
 RESTART_S = 1.0
 """A kubelet waits ten; nothing that is tested here may end by itself anyway."""
@@ -48,6 +48,7 @@ class Pod:
     _asked: asyncio.Event = field(default_factory=asyncio.Event)
     _unhealthy: asyncio.Event = field(default_factory=asyncio.Event)
     running: Container | None = None
+    _volumes: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -62,6 +63,10 @@ class Pod:
         self.is_deleted = True
         self._asked.set()
 
+    def refresh(self) -> None:
+        """Its mounted maps and secrets, by what they are now."""
+        refresh_volumes(self.spec, self._volumes, self.kept)
+
     @property
     def output(self) -> str:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
@@ -70,7 +75,7 @@ class Pod:
         (only,) = self.spec["containers"]
         user = user_of(self.spec, only)
         gid = self.spec.get("securityContext", {}).get("fsGroup", user.gid)
-        volumes = make_volumes(self.spec, self.folder, self.kept, gid=gid)
+        self._volumes = volumes = make_volumes(self.spec, self.folder, self.kept, gid=gid)
         try:
             with net.pod() as (space, address):
                 self.address = address

@@ -1,6 +1,6 @@
 """A release of the chart in a cluster of pods, changed while clients ask."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from typing import Any
 from support.eventually import soon
 from support.pods.chart import rendered
 from support.pods.cluster import Pods, pods
-from support.pods.image import Image, image_of, kernels_built_ahead
+from support.pods.image import BASE_PATH, Image, built_again, image_of, kernels_built_ahead
 from support.pods.load import Load
 
 NAME = "demo"
@@ -20,8 +20,6 @@ PROMPTS = (
     "What is 3 plus 4?",
     "Write a list of fruits.",
 )
-NUM_MORE = 12
-"""Answers that must come after a change is through."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +27,7 @@ class Release:
     cluster: Pods
     values: dict[str, Any]
     images: dict[str, Image]
-    """By tag."""
+    """By target and tag, as `router:1`."""
 
     @property
     def url(self) -> str:
@@ -40,17 +38,32 @@ class Release:
         self.values = merged(self.values, values)
         self.cluster.apply(rendered(NAME, **self.values))
 
+    def build(self, tag: str, folder: Path, files: Mapping[str, str]) -> None:
+        """Other images of Baton, with these `files` in their sources."""
+        built = built_again(self.images["router:1"], folder, more=files)
+        for target in ("router", "worker-cpu"):
+            image = self.images[f"{target}:1"]
+            self.images[f"{target}:{tag}"] = replace(image, source=built.source)
+
     def restart(self, component: str) -> None:
         """As `kubectl rollout restart`."""
-        name = f"Deployment/{NAME}-baton-{component}"
-        template = self.cluster.kept.objects[name]["spec"]["template"]
+        deployment = self.cluster.kept.objects[f"Deployment/{self.name(component)}"]
+        template = deployment["spec"]["template"]
         notes = template["metadata"].setdefault("annotations", {})
         notes["kubectl.kubernetes.io/restartedAt"] = str(len(self.cluster.pods))
 
-    async def some_more(self, load: Load, number: int = NUM_MORE) -> None:
-        """Until so many more answers have come."""
-        goal = len(load.told) + number
-        await soon(lambda: len(load.told) >= goal or bool(load.failures), 120, "answers")
+    def name(self, component: str) -> str:
+        """Of its Deployment."""
+        return f"{NAME}-baton-{component}"
+
+    async def covered(self, load: Load, since: int) -> None:
+        """Until every prompt was answered, counting from that answer on."""
+
+        def is_covered() -> bool:
+            return load.texts(since).keys() >= set(load.prompts) or bool(load.failures)
+
+        await soon(is_covered, 120, "answers to all prompts")
+        assert not load.failures, load.failures[:3]
 
     def assert_nothing_failed(self, load: Load, allowed: Mapping[str, set[str]]) -> None:
         """No failed, cut or wrong answer; no pod that ended otherwise than it was asked to."""
@@ -70,29 +83,41 @@ async def release(
     replicas: int = 1,
     lag_s: float = 0.5,
     nodes: tuple[str, ...] = ("node-0", "node-1"),
-    claims: Mapping[str, Path] | None = None,
+    builds: Mapping[str, Mapping[str, str]] | None = None,
+    first: Callable[[Release], Awaitable[None]] | None = None,
     **values: Any,
 ) -> AsyncIterator[Release]:
-    """Installed and rolled out, `replicas` of each but Redis. `values` are the chart's."""
-    built = replace(image_of(), kernels=kernels_built_ahead(folder / "kernels"))
-    images = {"1": built}
+    """Installed and rolled out, `replicas` of each but Redis. `values` are the chart's; `builds`
+    the files of more images by their tag; `first` what is done as soon as it is installed."""
+    kernels = kernels_built_ahead(folder / "kernels")
+    built = built_again(image_of("router"), folder / "image")
+    images = {
+        "router:1": replace(built, kernels=kernels),
+        "worker-cpu:1": replace(image_of("worker-cpu", source=built.source), kernels=kernels),
+        "redis:1": replace(image_of("redis"), more_env={"PATH": f"/opt/venv/bin:{BASE_PATH}"}),
+    }
     each = {"replicas": replicas}
+    light = {**each, "settings": {"threads": 1, "kvBlocks": 256}}
     base = {
-        "image": {"tag": "1"}, "router": {**each, "env": APART},
-        "prefill": {**each, **_LIGHT}, "decode": {**each, **_LIGHT},
-        "model": {"servedName": "tiny"},
+        "image": {"repository": "baton", "tag": "1"},
+        "pod": {"startupProbe": _PATIENT},
+        "router": {**each, "settings": {"localPrefill": "never"}},
+        "prefill": light, "decode": light,
     }  # fmt: skip
-    async with pods(
-        folder / "pods", _by_tag(images), lag_s=lag_s, nodes=nodes, claims=claims
-    ) as cluster:
+    async with pods(folder / "pods", _named(images), lag_s=lag_s, nodes=nodes) as cluster:
         made = Release(cluster=cluster, values=merged(base, values), images=images)
+        for tag, files in (builds or {}).items():
+            made.build(tag, folder / f"image-{tag}", files)
         made.upgrade()
+        if first is not None:
+            await first(made)
         await cluster.rolled_out()
+        await soon(lambda: cluster.is_served(f"{NAME}-baton"), 60, "endpoints")
         yield made
 
 
-APART = [{"name": "BATON_LOCAL_PREFILL", "value": "never"}]
-_LIGHT = {"threads": 1, "kvBlocks": 256}
+_PATIENT = {"httpGet": {"path": "/health"}, "periodSeconds": 1, "failureThreshold": 600}
+"""Importing torch takes a minute on a machine busy with other tests."""
 
 
 def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,8 +131,8 @@ def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def _by_tag(images: Mapping[str, Image]) -> Callable[[str], Image]:
+def _named(images: Mapping[str, Image]) -> Callable[[str], Image]:
     def image(name: str) -> Image:
-        return images[name.rsplit(":", 1)[-1]]
+        return images[name.removeprefix("baton-")]
 
     return image

@@ -69,6 +69,17 @@ def make_volumes(spec: Object, folder: Path, kept: Kept, *, gid: int) -> dict[st
     return made
 
 
+def refresh_volumes(spec: Object, volumes: Mapping[str, Path], kept: Kept) -> None:
+    """What was changed of mounted maps and secrets is seen by who looks, as kubelets see to."""
+    for volume in spec.get("volumes", ()):
+        if volume["name"] in volumes and "configMap" in volume:
+            of = volume["configMap"]
+            _write(volumes[volume["name"]], kept.contents("ConfigMap", of["name"]), of)
+        elif volume["name"] in volumes and "secret" in volume:
+            of = volume["secret"]
+            _write(volumes[volume["name"]], kept.contents("Secret", of["secretName"]), of)
+
+
 def mounts_of(container: Object, volumes: Mapping[str, Path]) -> list[Mount]:
     found = []
     for mount in container.get("volumeMounts", ()):
@@ -82,8 +93,10 @@ def mounts_of(container: Object, volumes: Mapping[str, Path]) -> list[Mount]:
 
 
 def _write(path: Path, contents: Mapping[str, str], more: Object) -> None:
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
     items = more.get("items") or [{"key": key, "path": key} for key in contents]
     for item in items:
-        (path / item["path"]).write_text(contents[item["key"]])
-        (path / item["path"]).chmod(0o644)
+        draft = path / f".{item['path']}"
+        draft.write_text(contents[item["key"]])
+        draft.chmod(0o644)
+        draft.rename(path / item["path"])

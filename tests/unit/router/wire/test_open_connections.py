@@ -6,6 +6,9 @@ from router.wire.open_connections import OpenConnections
 class Client:
     """That nobody asks to go."""
 
+    def note_drain(self) -> None:
+        raise AssertionError("nobody drains")
+
     def make_room(self) -> None:
         raise AssertionError("it was being answered")
 

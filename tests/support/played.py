@@ -1,0 +1,61 @@
+"""The chart's Deployments as `podman kube play` runs them: a pod each, on a network of its own.
+
+podman has no Services, no fields of a pod in its environment and, without systemd, no probes. So a
+pod is told its own address and name, and where Redis' Service would lead by its hosts file; probes
+are left out, and images are those that were built here. Everything else is as rendered.
+"""
+
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import yaml
+
+Object = dict[str, Any]
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+
+
+class Network:
+    """A subnet that few others have, its addresses given away in order."""
+
+    def __init__(self) -> None:
+        self.name = f"baton-test-{os.getpid()}"
+        self._head = f"10.213.{os.getpid() % 250}"
+        self._last = 9
+
+    @property
+    def subnet(self) -> str:
+        return f"{self._head}.0/24"
+
+    def give_address(self) -> str:
+        self._last += 1
+        return f"{self._head}.{self._last}"
+
+
+def playable(
+    deployment: Object, *, address: str, images: Mapping[str, str], hosts: Mapping[str, str]
+) -> str:
+    """The manifest. `images` by the component's container, `hosts`: names and their addresses."""
+    told = deepcopy(deployment)
+    name = told["metadata"]["name"]
+    pod = told["spec"]["template"]["spec"]
+    pod["hostAliases"] = [{"ip": ip, "hostnames": [host]} for host, ip in hosts.items()]
+    (container,) = pod["containers"]
+    for probe in PROBES:
+        container.pop(probe, None)
+    container["image"] = images[container["name"]]
+    container["imagePullPolicy"] = "Never"
+    own = {"POD_NAME": name, "POD_IP": address}
+    for variable in container.get("env", []):
+        if variable["name"] in own:
+            del variable["valueFrom"]
+            variable["value"] = own[variable["name"]]
+    container["args"] = [_expanded(arg, own) for arg in container["args"]]
+    return str(yaml.safe_dump(told))
+
+
+def _expanded(text: str, variables: Mapping[str, str]) -> str:
+    for name, value in variables.items():
+        text = text.replace(f"$({name})", value)
+    return text
