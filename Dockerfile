@@ -41,20 +41,21 @@ RUN python3 -m venv --without-pip /opt/venv \
         > "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/baton.pth" \
     && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
+# Sources of newer Pythons (py312_...) are left as they are.
 FROM packages AS torch-cpu
 ARG TORCH_LINKS=https://download.pytorch.org/whl/cpu/torch/
 COPY requirements/torch-cpu.lock /src/
 RUN pip3 --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps \
         --only-binary :all: --require-hashes --target /opt/torch \
         --find-links "${TORCH_LINKS}" --requirement /src/torch-cpu.lock \
-    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/torch
+    && /opt/venv/bin/python -m compileall -q -x py312_ --invalidation-mode unchecked-hash /opt/torch
 
 FROM packages AS torch-cuda
 COPY requirements/torch-cuda.lock /src/
 RUN pip3 --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps \
         --only-binary :all: --require-hashes --target /opt/torch \
         --requirement /src/torch-cuda.lock \
-    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/torch
+    && /opt/venv/bin/python -m compileall -q -x py312_ --invalidation-mode unchecked-hash /opt/torch
 
 # Every C kernel for every kind of processor of this architecture.
 FROM packages AS kernels

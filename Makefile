@@ -63,9 +63,9 @@ manifests: setup  ## deploy/manifests from the chart, for kubectl apply
 	PYTHONPATH=.:tests $(BIN)/python -m tools.manifests
 
 # The images built from a Debian of debootstrap and run: as root, with Debian's tools; some minutes.
-CONTAINER_TOOLS := buildah podman runc conmon netavark aardvark-dns debootstrap
+CONTAINER_TOOLS := buildah podman runc conmon netavark aardvark-dns iptables catatonit debootstrap
 test-containers: setup  ## the images built here and run: sizes, layers, kernels, one request between containers
-	@for tool in buildah podman runc debootstrap; do command -v $$tool > /dev/null || \
+	@for tool in buildah podman runc iptables catatonit debootstrap; do command -v $$tool > /dev/null || \
 		{ echo "no $$tool: apt-get install --no-install-recommends $(CONTAINER_TOOLS)"; exit 1; }; done
 	$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from engine.checkpoint.dtype import choose_dtype, stored_dtype
 from engine.checkpoint.load import load_model
@@ -34,7 +34,7 @@ from engine.runner.gpu.pool_size import (
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
-from protocol.process.c_kernels import NoKernels
+from protocol.process.kernels.c_kernels import NoKernels
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
 from protocol.process.turns import take_turn
@@ -111,6 +111,9 @@ def asked_blocks(layout: KvLayout, *, kv_blocks: int | None, kv_bytes: int | Non
     return num_blocks
 
 
+StartStep = Literal["kernels", "load", "warm"]
+"""Of putting an engine together; one may come more than once."""
+
 Memory = Callable[[KvLayout, int], tuple[M, Buffer]]
 """Makes memory for so many blocks of a layout, on the device that the engine computes on, and
 gives it with all its bytes."""
@@ -125,10 +128,11 @@ def assemble(
     config_file: JsonFile | None = None,
     device: Device | None = None,
     decodes: bool = True,
+    enter: Callable[[StartStep], None] = lambda step: None,
 ) -> Assembly[M]:
     """Load the model and size its pool; `eos_token_ids` are the tokeniser's, `config_file` the
     model's if it is read already, `device` None is the host. Without `decodes` no decode steps are
-    captured: hardly any will come.
+    captured: hardly any will come. `enter` hears what it is at.
 
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
@@ -141,7 +145,8 @@ def assemble(
     limits = _limits(settings, config, device, decodes=decodes)
     if device is not None:
         _bind(device, settings)
-    model = _loaded(settings, config, dtype, progress, device)
+    model = _loaded(settings, config, dtype, progress, device, enter)
+    enter("warm")
     layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=dtype)
     (layout,) = layouts
     runner: TorchRunner | DeviceRunner
@@ -217,10 +222,10 @@ def _loaded(
     dtype: Dtype,
     progress: Progress,
     device: Device | None,
+    enter: Callable[[StartStep], None],
 ) -> Model:
     load = partial(load_model, settings.model, config=config, dtype=dtype, progress=progress)
-    if device is None and not settings.batch_invariant:
-        return load()
+    enter("kernels")
     try:
         ops = _ops(dtype, device, batch_invariant=settings.batch_invariant)
     except NoKernels as error:
@@ -228,6 +233,7 @@ def _loaded(
             f"batch_invariant: True: no kernels for it serve here ({error}); give the machine a C "
             "compiler and take dtype float32 or bfloat16, or turn it off"
         ) from error
+    enter("load")
     if device is None:
         return load(ops=ops)
     with refused_when_full(

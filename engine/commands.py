@@ -62,6 +62,15 @@ class PrefixToLend:
     neither block nor raise."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpareToHold:
+    """A block without contents, to see whether one can be moved at all."""
+
+    loan: LoanId
+    tell: Callable[[int | None], None]
+    """As of `PrefixToLend`; None: there is none to spare."""
+
+
 @dataclass(slots=True)
 class Inbox:
     """Commands in order of arrival, and the ids of the sequences they may speak of."""

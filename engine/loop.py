@@ -14,7 +14,7 @@ from functools import partial
 from threading import Thread, current_thread
 
 from engine.batch import SequenceId, StepInput
-from engine.commands import Inbox, PrefixToLend, Submission
+from engine.commands import Inbox, PrefixToLend, SpareToHold, Submission
 from engine.constraint import Constraint
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
@@ -167,6 +167,10 @@ class Engine:
         """Hold what is cached of a prefix, for a peer that fetches it, until `end_loan`."""
         self._inbox.put_command(self._lend, prefix)
 
+    def hold_spare(self, spare: SpareToHold) -> None:
+        """Hold a block of no contents until `end_loan`; where `can_pull`."""
+        self._inbox.put_command(self._hold_spare, spare)
+
     def end_loan(self, loan: LoanId) -> None:
         """Nobody reads the blocks of a loan any more; an unknown one is no error."""
         self._inbox.put_command(self._scheduler.end_loan, loan)
@@ -283,6 +287,9 @@ class Engine:
 
     def _lend(self, prefix: PrefixToLend) -> None:
         prefix.tell(self._scheduler.lend(prefix.loan, seed=prefix.seed, token_ids=prefix.token_ids))
+
+    def _hold_spare(self, spare: SpareToHold) -> None:
+        spare.tell(self._scheduler.hold_spare(spare.loan))
 
     def _compiled(self, sequence: SequenceId, outcome: Constraint | ValueError) -> None:
         """On a thread of the grammars."""

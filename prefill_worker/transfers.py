@@ -28,6 +28,7 @@ from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
 from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
+from worker.transfers.canary import CanaryFetches
 from worker.transfers.ends import TransferEnds, open_ends
 from worker.transfers.lease_metrics import LeaseMetrics
 from worker.transport_uses import TransportUses
@@ -60,6 +61,10 @@ class PrefillTransfers:
     @property
     def uses(self) -> TransportUses:
         return self._ends.uses
+
+    @property
+    def canaries(self) -> CanaryFetches:
+        return self._ends.canaries
 
     @property
     def kv_address(self) -> str:

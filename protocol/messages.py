@@ -332,6 +332,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     num_received: int = 0
     """Computations that this worker had received from this router on this link when it wrote this:
     `load` counts those, and not what was sent after them."""
+    unreachable: tuple[WorkerId, ...] = ()
+    """Peers from which no KV came when this worker last tried; a bounded number of them."""
 
 
 class Started(OfAttempt, frozen=True, kw_only=True, tag=3):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from engine.ops.cpu.build import KERNELS as ENGINE
 from kvtransfer.native.library import KERNELS as COPIES
-from protocol.process.c_kernels import Kernels, NoKernels, compiler
-from protocol.process.prebuilt.targets import TARGETS, Target
+from protocol.process.kernels.c_kernels import Kernels, NoKernels, compiler
+from protocol.process.kernels.targets import TARGETS, Target
 from router.fast_path.native.library import KERNELS as FAST_PATH
 from router.placement.kernel import KERNELS as PLACEMENT
 from router.prefix.native.library import KERNELS as PREFIX

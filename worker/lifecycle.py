@@ -25,6 +25,7 @@ from protocol.messages import (
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from protocol.text.packed_text import PackedText
+from worker.canaries import PeerCanaries
 from worker.endings import failure
 from worker.reported.greetings import Greetings
 from worker.reported.reports import LoadReports
@@ -52,6 +53,7 @@ class Lifecycle:
         metrics: WorkerMetrics,
         shutdown: Shutdown,
         drain_s: float,
+        canaries: PeerCanaries | None = None,
     ) -> None:
         self._service = service
         self._port = port
@@ -60,6 +62,7 @@ class Lifecycle:
         self._metrics = metrics
         self._shutdown = shutdown
         self._drain_s = drain_s
+        self._canaries = canaries
         self._num_shown = (0, 0)
         self._reports = LoadReports()
         self.state: WorkerState = "ready"
@@ -81,6 +84,9 @@ class Lifecycle:
                     tasks.create_task(self._meet_routers(greetings), name="greetings"),
                 ]
                 log.info("serving", extra={"address": registration.address})
+                if self._canaries is not None:
+                    canaries = self._canaries.run(registration)
+                    running.append(tasks.create_task(canaries, name="canaries"))
                 await self._shutdown.asked.wait()
                 await self._drain()
                 for task in running:
@@ -170,7 +176,10 @@ class Lifecycle:
         return True
 
     def _beat(self) -> Beat:
-        return self._service.beat(self.state)
+        beat = self._service.beat(self.state)
+        if self._canaries is None or not (unreachable := self._canaries.unreachable):
+            return beat
+        return msgspec.structs.replace(beat, unreachable=unreachable)
 
     def _show(self, beat: Beat) -> None:
         metrics = self._metrics

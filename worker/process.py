@@ -35,6 +35,7 @@ def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wir
             open_endpoints(given) as endpoints,
             ComingPresence(endpoints.store, here) as coming,
         ):
+            endpoints.phases.enter("modules")
             serving, role_parts = await load(load_modules, shutdown)
             exit_code: int = await serving.serve(
                 role,

@@ -39,6 +39,7 @@ from protocol.messages import (
 )
 from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
+from worker.reported.canary_end import CanarySource
 from worker.reported.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
@@ -65,6 +66,11 @@ class Transfers(Protocol):
 
     @property
     def uses(self) -> TransportUses: ...
+
+    @property
+    def canaries(self) -> CanarySource:
+        """Of single blocks, from peers of the other role."""
+        ...
 
     @property
     def kv_address(self) -> str:

@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar, cast
 
-from engine.assembly import assemble
+from engine.assembly import StartStep, assemble
+from engine.checkpoint.reader import Progress
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
 from engine.runner.gpu.device import Device
@@ -35,11 +36,13 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.packed_text import PackedText
 from protocol.text.text_config import read_json_file
 from protocol.text.tokenizer import Tokenizer
+from worker.canaries import PeerCanaries
 from worker.lifecycle import Lifecycle
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
 from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
+from worker.start_phases import StartPhases
 from worker.startup import Endpoints
 
 CALIBRATION_S = 0.3
@@ -59,13 +62,17 @@ async def serve(
     shutdown: Shutdown,
 ) -> int:
     """Exit code of the process."""
+    phases = endpoints.phases
     async with AsyncExitStack() as stack:
+        phases.enter("fetch")
         folder = await load(partial(resolve_model, settings.model), shutdown)
         settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
-        model = await load(partial(open_model, role, settings), shutdown)
+        phases.enter("load")
+        model = await load(partial(open_model, role, settings, phases), shutdown)
         stack.callback(model.memory.close)
         membership = Membership(endpoints.store, worker=worker, epoch=new_epoch())
         parts = _parts(settings, model, membership, endpoints, shutdown)
+        phases.enter("kernels")  # those that copy and check KV
         transfers = open_transfers(parts)
         stack.callback(transfers.close)
         parts.engine.start()
@@ -78,6 +85,7 @@ async def serve(
             metrics=endpoints.metrics,
             shutdown=shutdown,
             drain_s=settings.drain_s,
+            canaries=PeerCanaries(endpoints.store, transfers.canaries, metrics=endpoints.metrics),
         )
         registration = _registration(
             role,
@@ -86,12 +94,15 @@ async def serve(
             kv_address=transfers.kv_address,
             revision=folder.revision or model.assembly.config.revision,
         )
+        phases.end()
         await coming.end()
         await lifecycle.run(registration)
     return shutdown.exit_code
 
 
-def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
+def open_model(
+    role: Role, settings: WorkerSettings, phases: StartPhases | None = None
+) -> LoadedModel:
     """What the settings name, loaded, with a pool of its own; the caller closes the memory.
 
     Only a decode worker decodes, and only into its pool do others copy along. Raises SettingsError,
@@ -106,12 +117,29 @@ def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
         settings,
         eos_token_ids=tokenizer.eos_token_ids,
         memory=partial(_pool, settings, device, helped=role == "decode"),
-        progress=LoadProgress(log),
+        progress=_progress(phases),
         config_file=config_file,
         device=device,
         decodes=role == "decode",
+        enter=_unheard if phases is None else phases.enter,
     )
     return LoadedModel(text=text, tokenizer=tokenizer, assembly=assembly, transports=transports)
+
+
+def _progress(phases: StartPhases | None) -> Progress:
+    logged = LoadProgress(log)
+    if phases is None:
+        return logged
+
+    def note(done: int, total: int) -> None:
+        logged(done, total)
+        phases.note_bytes(done, total)
+
+    return note
+
+
+def _unheard(step: StartStep) -> None:
+    """Nobody wants to know."""
 
 
 def _parts(

@@ -12,6 +12,7 @@ from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
 from protocol.store.workers import Store
+from worker.start_phases import StartPhases
 
 MEET_S = 0.5
 """Between two tries to reach Redis at the start."""
@@ -24,6 +25,7 @@ class Endpoints:
     port: RouterPort
     store: Store
     metrics: WorkerMetrics
+    phases: StartPhases
 
 
 @asynccontextmanager
@@ -38,7 +40,7 @@ async def open_endpoints(settings: WorkerSettings) -> AsyncIterator[Endpoints]:
     port = RouterPort(host=settings.host, port=settings.port)
     meeting = asyncio.create_task(_meet(store), name="meet redis")
     try:
-        yield Endpoints(port=port, store=store, metrics=metrics)
+        yield Endpoints(port=port, store=store, metrics=metrics, phases=StartPhases(metrics))
     finally:
         meeting.cancel()
         port.close()

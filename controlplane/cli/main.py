@@ -23,7 +23,7 @@ EXIT_PIPE_CLOSED = 141
 """Both as a shell says it of a process that died of the signal."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 """Of a disk, or of a terminal that is gone."""
-COMMANDS = frozenset({"up", "chat", "status", "doctor"})
+COMMANDS = frozenset({"up", "workers", "fetch", "chat", "status", "doctor"})
 
 HELP = """\
 usage: baton COMMAND [flags]
@@ -32,6 +32,8 @@ Serves large language models with prefill and decode in separate processes.
 
 commands:
   up       serve a model on this machine; needs nothing else running
+  workers  the workers of a node alone, for routers that are elsewhere
+  fetch    a model's files into a cache that workers read
   chat     talk to a model that is being served
   status   show the workers, their pools and their load
   doctor   what would move KV on this machine, or to another, and why nothing faster
@@ -45,6 +47,7 @@ examples:
   baton up --prefill 0                        colocated: no prefill workers
   baton chat --system "Answer briefly."
   baton status --json
+  baton fetch --model ORG/NAME --cache DIR    prints the folder, for --model
   baton doctor                                and --serve here, --peer HOST:PORT there
 """
 
@@ -119,6 +122,14 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
         from controlplane.local.up import up
 
         return up
+    if name == "workers":
+        from controlplane.local.workers import workers
+
+        return workers
+    if name == "fetch":
+        from controlplane.fetch.fetch import fetch
+
+        return fetch
     if name == "chat":
         from controlplane.cli.chat import chat
 

@@ -24,7 +24,7 @@ from controlplane.doctor.facts import (
 from kvtransfer.memory.sealed import create_sealed, open_sealed
 from kvtransfer.native.library import KERNELS
 from protocol.errors import LayoutMismatch
-from protocol.process.c_kernels import NoKernels
+from protocol.process.kernels.c_kernels import NoKernels
 from protocol.process.machine import (
     cpu_quota,
     free_memory_bytes,

@@ -166,12 +166,12 @@ async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:
             child.stop()
         served = stage is not redis and any(child.was_ready for child in stage)
         within_s = KILL_AFTER_S + (drain_s if served else 0.0)
-        if not await _ended(stage, within_s=within_s, hurry=hurry):
+        if not await all_ended(stage, within_s=within_s, hurry=hurry):
             for child in stage:
                 child.kill()
 
 
-async def _ended(children: Sequence[Child], *, within_s: float, hurry: asyncio.Event) -> bool:
+async def all_ended(children: Sequence[Child], *, within_s: float, hurry: asyncio.Event) -> bool:
     """Whether all ended before the deadline and before someone asked to hurry."""
     deadline = asyncio.get_running_loop().time() + within_s
     while not all(child.ended.is_set() for child in children):

@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -22,6 +22,7 @@ from protocol.process.environment import PREFIX
 from protocol.process.listening import ANY_ADDRESS
 from protocol.process.model_folder import resolve_model
 from protocol.process.settings import (
+    CommandSettings,
     Host,
     ModelPath,
     RedisSettings,
@@ -35,10 +36,11 @@ ONE_WORKER_ONLY = frozenset(
     {"config", "worker", "advertise", "kv_port", "parent_pid", "processes", "process", "siblings"}
 )
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
+P = TypeVar("P", bound="PoolSettings")
 
 
-class UpSettings(RedisSettings):
-    """One router, its workers and, unless told of one, a Redis: all on this machine."""
+class PoolSettings(RedisSettings):
+    """The workers of one machine."""
 
     model: ModelPath = Field(default_factory=shipped_model)
     """Checkpoint directory in Hugging Face format, or a name on the hub, `ORG/NAME[@REVISION]`.
@@ -53,15 +55,7 @@ class UpSettings(RedisSettings):
     decode: int = Field(default=1, ge=1, le=64)
     """Decode workers."""
     host: Host = "127.0.0.1"
-    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Only the router listens there; all
-    else stays on loopback."""
-    port: int = Field(default=8000, ge=0, le=65535)
-    """Port of the HTTP API. 0: any free one, shown when ready."""
-    router_processes: int = Field(default=1, ge=1, le=64)
-    """Processes of the router, which share the port. One serves some thousands of tokens a
-    second."""
-    redis: str = ""
-    """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
+    """Where others reach us."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads of each worker. 0: the cores divided among the workers."""
     pin: bool = False
@@ -70,9 +64,6 @@ class UpSettings(RedisSettings):
     """KV pool of each worker in blocks. 0: the workers size it by the memory there is."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests get to finish after SIGTERM. A second signal hurries."""
-    metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port of the first worker's `/metrics`, the next one's is one higher, and so on; in the order
-    in which they are shown. 0: any free ones. The router's are on the port of its API."""
     hung_s: float = Field(default=30.0, ge=0)
     """A process that lives and has answered no probe for this long is killed and started again.
     Far above any pause of a busy machine. 0: never."""
@@ -88,6 +79,24 @@ class UpSettings(RedisSettings):
     def api_name(self) -> str:
         """The model's name in the API."""
         return self.served_name or self.model.resolve().name
+
+
+class UpSettings(PoolSettings):
+    """One router, its workers and, unless told of one, a Redis: all on this machine."""
+
+    host: Host = "127.0.0.1"
+    """Address of the HTTP API; `::` is every one, IPv6 and IPv4. Only the router listens there; all
+    else stays on loopback."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the HTTP API. 0: any free one, shown when ready."""
+    router_processes: int = Field(default=1, ge=1, le=64)
+    """Processes of the router, which share the port. One serves some thousands of tokens a
+    second."""
+    redis: str = ""
+    """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the first worker's `/metrics`, the next one's is one higher, and so on; in the order
+    in which they are shown. 0: any free ones. The router's are on the port of its API."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +115,8 @@ class UpFlags:
 def load_up(argv: Sequence[str]) -> UpFlags:
     """Finds the model, or downloads it. Raises SettingsError, naming the flag, for what neither we
     nor a child knows, CheckpointError for a model that cannot be had."""
-    theirs = _child_fields().keys() - ONE_WORKER_ONLY - UpSettings.model_fields.keys()
-    ours, child_env = _split(list(argv), theirs=theirs)
-    settings = load(UpSettings, ours, prog="baton up", others=theirs)
-    from_file = _variables(read_file(settings.config), theirs=theirs)
-    child_env = {**from_file, **child_env}
+    children = (RouterSettings, PrefillSettings, DecodeSettings)
+    settings, child_env = load_with_children(UpSettings, argv, prog="baton up", children=children)
     if _variable(child_env, "KEYS_FILE") and not _variable(child_env, "API_KEY"):
         child_env[f"{PREFIX}API_KEY"] = secrets.token_urlsafe(32)  # by which we ask the router
     flags = UpFlags(settings=settings, child_env=child_env)
@@ -123,18 +129,28 @@ def load_up(argv: Sequence[str]) -> UpFlags:
     return replace(flags, settings=settings)
 
 
+def load_with_children(
+    kind: type[P], argv: Sequence[str], *, prog: str, children: Sequence[type[CommandSettings]]
+) -> tuple[P, dict[str, str]]:
+    """Our settings, and the environment of the children. Raises SettingsError, naming the flag, for
+    what neither we nor a child knows."""
+    fields = {name: field for child in children for name, field in child.model_fields.items()}
+    theirs = fields.keys() - ONE_WORKER_ONLY - kind.model_fields.keys()
+    ours, child_env = _split(list(argv), fields, theirs=theirs)
+    settings = load(kind, ours, prog=prog, others=theirs)
+    from_file = _variables(read_file(settings.config), theirs=theirs)
+    return settings, {**from_file, **child_env}
+
+
 def _variable(child_env: Mapping[str, str], name: str) -> str:
     return child_env.get(PREFIX + name) or os.environ.get(PREFIX + name, "")
 
 
-def _child_fields() -> dict[str, FieldInfo]:
-    models = (RouterSettings, PrefillSettings, DecodeSettings)
-    return {name: field for model in models for name, field in model.model_fields.items()}
-
-
-def _split(argv: list[str], *, theirs: Collection[str]) -> tuple[list[str], dict[str, str]]:
+def _split(
+    argv: list[str], fields: Mapping[str, FieldInfo], *, theirs: Collection[str]
+) -> tuple[list[str], dict[str, str]]:
     """Flags of ours, and `BATON_` variables for those that only children know."""
-    switches = (name for name, field in _child_fields().items() if field.annotation is bool)
+    switches = (name for name, field in fields.items() if field.annotation is bool)
     off = {f"no_{name}": name for name in switches}
     ours: list[str] = []
     env: dict[str, str] = {}

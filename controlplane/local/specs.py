@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from controlplane.local.child import ChildSpec
-from controlplane.local.settings import UpSettings
+from controlplane.local.settings import PoolSettings, UpSettings
 from protocol.store.address import RedisAddress
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -15,17 +15,22 @@ OURS_ALONE = frozenset({"BATON_CONFIG"})
 """The supervisor's file: it has told each child what concerns it."""
 
 
-def worker_names(settings: UpSettings) -> list[str]:
+def worker_names(settings: PoolSettings) -> list[str]:
     prefill = [f"prefill-{index}" for index in range(settings.prefill)]
     return prefill + [f"decode-{index}" for index in range(settings.decode)]
 
 
-def gpu_share(settings: UpSettings, environment: Mapping[str, str]) -> dict[str, str]:
+def gpu_share(settings: PoolSettings, environment: Mapping[str, str]) -> dict[str, str]:
     """What each worker may take of a GPU's free memory, should they share one: all measure at the
     same time. Nothing where the environment says it."""
+    return share_of_gpu(len(worker_names(settings)), environment)
+
+
+def share_of_gpu(num_workers: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """As `gpu_share`, of so many workers on one GPU."""
     if GPU_SHARE_VARIABLE in environment:
         return {}
-    return {GPU_SHARE_VARIABLE: f"{GPU_SHARE / max(1, len(worker_names(settings))):.3f}"}
+    return {GPU_SHARE_VARIABLE: f"{GPU_SHARE / max(1, num_workers):.3f}"}
 
 
 def threads_per_worker(*, num_cores: int, num_workers: int) -> int:
@@ -46,13 +51,15 @@ def redis_env(address: RedisAddress) -> dict[str, str]:
 
 
 def worker_specs(
-    settings: UpSettings,
+    settings: PoolSettings,
     *,
     redis: RedisAddress,
     cores: Sequence[int],
     metrics_ports: Sequence[int],
     env: Mapping[str, str],
+    own_flags: Sequence[Mapping[str, str]] = (),
 ) -> list[ChildSpec]:
+    """`own_flags`: of each worker, in place of those for all."""
     names = worker_names(settings)
     threads = settings.threads or threads_per_worker(num_cores=len(cores), num_workers=len(names))
     if settings.pin:
@@ -72,6 +79,7 @@ def worker_specs(
             **({"served-name": settings.served_name} if settings.served_name else {}),
             **({"kv-blocks": str(settings.kv_blocks)} if settings.kv_blocks else {}),
             **({"cores": str(cores[index % len(cores)])} if settings.pin else {}),
+            **(own_flags[index] if own_flags else {}),
         }
         module = "prefill_worker" if name.startswith("prefill") else "decode_worker"
         specs.append(_spec(name, module, flags, {**thread_env, **redis_env(redis), **env}))

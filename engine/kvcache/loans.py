@@ -60,6 +60,16 @@ class Loans:
             self._num_lent += len(blocks)
         return LentPrefix(block_ids=blocks, last=chain[len(blocks)])
 
+    def hold_spare(self, loan: LoanId) -> int | None:
+        """A block of no contents, held until `end`; None where none can be spared. The least
+        recently used may be evicted for it. Of a cache of one KV group."""
+        if len(self._lent) >= MAX_LOANS or self._cache.num_spare < 1:
+            return None
+        (block,) = self._cache.allocate_blocks(1)
+        self._lent[loan] = (block,)
+        self._num_lent += 1
+        return block
+
     def end(self, loan: LoanId) -> None:
         """Give its blocks back, tail first. An unknown one is no error."""
         blocks = self._lent.pop(loan, ())

@@ -7,7 +7,7 @@ import torch
 
 from engine.ops.contract import Ops
 from engine.ops.torch_ops import TorchOps
-from protocol.process.c_kernels import NoKernels
+from protocol.process.kernels.c_kernels import NoKernels
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ def choose_ops(
     batch_invariant: bool = False,
 ) -> Ops:
     """The fastest ops for weights of `dtype` on `device`, by default this machine's CPU.
-    `native` False asks for the torch twins; True for the kernels, raising
-    `protocol.process.c_kernels.NoKernels` where there are none. `batch_invariant`: those whose
-    rows do not depend on the batch; NoKernels too where torch's would serve."""
+    `native` False asks for the torch twins; True for the kernels, raising NoKernels where there are
+    none. `batch_invariant`: those whose rows do not depend on the batch; NoKernels too where
+    torch's would serve."""
     if native is False:
         if batch_invariant:
             raise NoKernels("rows of torch's linears depend on the batch")

@@ -143,6 +143,10 @@ class Scheduler:
         """As `Loans.lend`."""
         return self._loans.lend(loan, seed=seed, token_ids=token_ids)
 
+    def hold_spare(self, loan: LoanId) -> int | None:
+        """As `Loans.hold_spare`."""
+        return self._loans.hold_spare(loan)
+
     def end_loan(self, loan: LoanId) -> None:
         """Nobody reads its blocks any more. Harmless when unknown or repeated."""
         self._loans.end(loan)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from protocol.process.c_kernels import Kernels, NoKernels
+from protocol.process.kernels.c_kernels import Kernels, NoKernels
 
 log = logging.getLogger(__name__)
 

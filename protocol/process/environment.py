@@ -14,19 +14,20 @@ from protocol.errors import SettingsError
 PREFIX = "BATON_"
 KNOWN = frozenset(
     """
-    advertise aliases_file allow_fallback api_key batch_invariant block_tokens clamp_max_tokens
-    config cores cors_origins cuda_graphs decode device drain_s dtype first_token_stall_s
-    generation_config head_timeout_s host hosts hung_s index_blocks inter_token_target_s
-    keep_alive_s keys_file kv_blocks kv_bytes kv_help_copy kv_huge_pages kv_memory_share kv_port
-    kv_socket_folder kv_spin_us lease_ttl_s lend_prefixes linger_s local_prefill log_level
-    max_attempts max_bodies_bytes max_body_bytes max_connections max_in_flight max_lag_bytes
-    max_model_len max_pulls max_queue max_queue_tokens max_queue_wait_s max_running max_tokens
-    max_waiting metrics_port model next_token_stall_s parent_pid patience_s peer pin policy port
-    prefill process processes pull_timeout_s reasoning_format redis redis_password redis_prefix
-    redis_username request_timeout_s retry_share router_processes serve served_name session_slack_s
-    siblings special_tokens_in_content store_bytes store_responses store_ttl_s system tcp_lanes
-    temperature threads token token_budget tokenize_threads tool_format transports url verbose
-    wait_s worker worker_queue_s
+    advertise aliases_file allow_fallback api_key batch_invariant block_tokens cache
+    clamp_max_tokens config cores cors_origins cuda_graphs decode device drain_s dtype
+    first_token_stall_s generation_config head_timeout_s host hosts hung_s index_blocks
+    inter_token_target_s keep_alive_s keys_file kv_blocks kv_bytes kv_help_copy kv_huge_pages
+    kv_memory_share kv_port kv_socket_folder kv_spin_us lease_ttl_s lend_prefixes linger_s
+    local_prefill log_level max_attempts max_bodies_bytes max_body_bytes max_connections
+    max_in_flight max_lag_bytes max_model_len max_pulls max_queue max_queue_tokens
+    max_queue_wait_s max_running max_tokens max_waiting metrics_port model name
+    next_token_stall_s parent_pid patience_s peer pin policy port prefill process processes
+    pull_timeout_s reasoning_format redis redis_password redis_prefix redis_username
+    request_timeout_s retries retry_share router_processes serve served_name session_slack_s
+    sha256 siblings special_tokens_in_content store_bytes store_responses store_ttl_s system
+    tcp_lanes temperature threads token token_budget tokenize_threads tool_format transports url
+    verbose wait_s worker worker_queue_s
     """.split()  # noqa: SIM905 - words read better so
 )
 """Fields of all settings. Written out, because no process may import all of them."""

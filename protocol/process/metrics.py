@@ -175,6 +175,16 @@ class WorkerMetrics(MetricTable):
     waiting = MetricRow(Gauge, "baton_worker_waiting", "Requests waiting.")
     forks = MetricRow(
         Gauge, "baton_worker_forks", "Choices that went on from the KV of another, so far.")
+    start_s = MetricRow(
+        Gauge, "baton_worker_start_seconds",
+        "Seconds of this start, by phase: modules, fetch, load, kernels, warm.", "phase")
+    canaries = MetricRow(
+        Counter, "baton_worker_canaries",
+        "Blocks fetched from peers to see whether KV comes from them: landed, declined (the peer"
+        " answered and had none to spare), failed, or skipped (none to spare here).", "outcome")
+    unreachable = MetricRow(
+        Gauge, "baton_worker_unreachable_peers",
+        "Peers from which no KV came when last tried; routers do not pair them with this worker.")
     store_up = MetricRow(Gauge, "baton_worker_store_up", "1 while Redis answers.")
     events_lost = MetricRow(
         Counter, "baton_worker_events_lost",

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from protocol.process.c_kernels import Kernels, NoKernels
+from protocol.process.kernels.c_kernels import Kernels, NoKernels
 from router.placement.row import ROW
 
 log = logging.getLogger("baton.placement")

@@ -14,6 +14,8 @@ from support.chart import CHART, LOADER, ci_values, objects
 from support.source_tree import ROOT
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
+# A file of a megabyte is read and parsed for every object.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 VERSIONS = ("1.29", "1.33", "1.37")
 TOO_OLD = {("ways-out", "1.29"): "resourceClaimTemplateName"}
 """What an operator asks for and a version does not have yet."""

@@ -47,7 +47,8 @@ class Played:
             thing = things[f"Deployment/demo-baton-{role}"]
             file.write_text(playable(thing, address=address, images=images, hosts=hosts))
             where = ("--network", self.network.name, "--ip", address)
-            stack.callback(call, "podman", "kube", "down", file)
+            pod = f"demo-baton-{role}-pod-0"
+            stack.callback(call, "podman", "pod", "rm", "--force", "--ignore", pod)
             call("podman", "kube", "play", *where, file)
 
     def url(self, role: str, port: int, path: str) -> str:
@@ -55,7 +56,7 @@ class Played:
 
     def containers(self, role: str) -> list[str]:
         names = self.engine.call("podman", "ps", "--all", "--format", "{{.Names}}").split()
-        return [name for name in names if f"-{role}-" in name and "demo-baton" in name]
+        return [name for name in names if name.startswith(f"demo-baton-{role}-pod-0-")]
 
     def logs(self) -> str:
         every = [name for role in ROLES for name in self.containers(role)]
@@ -89,6 +90,7 @@ def test_a_request_is_prefilled_and_decoded_in_different_containers(played: Play
     answer = httpx.post(played.url("router", 8000, "/v1/chat/completions"), json=body, timeout=120)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"]
+    assert answer.headers["x-baton-route"].startswith("demo-baton-prefill>demo-baton-decode;")
     record = played.url("router", 8000, f"/requests/{answer.headers['x-request-id']}")
     (trace,) = httpx.get(record, timeout=10).json()["traces"]
     assert trace["bytes_moved"] > 0, trace
@@ -99,7 +101,7 @@ def test_a_request_is_prefilled_and_decoded_in_different_containers(played: Play
 
 def test_every_process_ends_with_0_when_it_is_asked_to(played: Played) -> None:
     for role in ("router", "decode", "prefill", "redis"):
-        every = [name for name in played.containers(role) if not name.endswith("-infra")]
+        every = played.containers(role)
         assert every
         for name in every:
             played.engine.call("podman", "stop", "--time", "60", name)

@@ -1,7 +1,7 @@
 """The images of the Dockerfile, built from a Debian of debootstrap and run by podman with runc.
 
 Nothing comes from a registry of images: the base is Debian's packages, Python's come by the locks.
-Needs root and Debian's buildah, podman, runc and debootstrap. What is built stays in the machine's
+Needs root and Debian's buildah, podman, runc, catatonit and debootstrap. What is built stays in the machine's
 store of images under `localhost/baton-test/`, as a cache.
 """
 
@@ -40,7 +40,7 @@ cgroups."""
 
 
 def missing_tools() -> list[str]:
-    tools = ("buildah", "podman", "runc", "debootstrap")
+    tools = ("buildah", "podman", "runc", "iptables", "catatonit", "debootstrap")
     return [tool for tool in tools if shutil.which(tool) is None]
 
 

@@ -45,6 +45,18 @@ class HubServer(ThreadingHTTPServer):
         self.sent: list[str] = []
         """Files whose contents were asked for."""
         self.tokens: set[str] = set()
+        self.looks: list[str] = []
+        """Models that were asked for."""
+        self.lists: dict[str, bytes] = {}
+        """Files beside the hub's, by path."""
+        self.ranges: list[str] = []
+        """Of requests that asked for the rest of a file."""
+        self.cut_at: dict[str, int] = {}
+        """Files of which a connection brings so many bytes in all, then ends; once."""
+        self.held: dict[str, threading.Event] = {}
+        """Files whose second half waits for this."""
+        self.false_sha256: dict[str, str] = {}
+        """What is said of files, in place of the truth."""
 
     @property
     def url(self) -> str:
@@ -83,11 +95,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         token = self.headers.get("authorization", "")
         self.server.tokens |= {token} if token else set()
+        if (text := self.server.lists.get(self.path)) is not None:
+            self._send_file("", self.path, text, body=body)
+            return
         parts = [unquote(part) for part in self.path.partition("?")[0].strip("/").split("/")]
         api = parts[:2] == ["api", "models"]
         name, *rest = (
             ["/".join(parts[2:4]), *parts[4:]] if api else ["/".join(parts[:2]), *parts[2:]]
         )
+        self.server.looks += [name] if api else []
         commits = self.server.repos.get(name)
         if commits is None:
             self._refuse(401, "RepoNotFound")
@@ -98,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif api and rest[:1] == ["tree"]:
             self._send_json([_entry(*item) for item in commits[commit].items()])
         elif api:
-            siblings = [{"rfilename": file} for file in commits[commit]]
+            siblings = [self._sibling(*item) for item in commits[commit].items()]
             self._send_json({"id": name, "modelId": name, "sha": commit, "siblings": siblings})
         elif (file := "/".join(rest[2:])) not in commits[commit]:
             self._refuse(404, "EntryNotFound")
@@ -116,10 +132,40 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, commit: str, file: str, text: bytes, *, body: bool) -> None:
         etag = f'"{hashlib.sha1(text).hexdigest()}"'
-        self._head(200, len(text), {"ETag": etag, "X-Repo-Commit": commit})
+        headers = {"ETag": etag, "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        status, start, asked = 200, 0, self.headers.get("range", "")
+        if body and asked:
+            self.server.ranges.append(f"{file} {asked}")
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            if start >= len(text):
+                self._refuse(416, "RangeNotSatisfiable")
+                return
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{len(text) - 1}/{len(text)}"
+        self._head(status, len(text) - start, headers)
         if body:
             self.server.sent.append(file)
-            self.wfile.write(text)
+            self._write(file, text, start)
+
+    def _write(self, file: str, text: bytes, start: int) -> None:
+        end = self.server.cut_at.pop(file, len(text))
+        if (event := self.server.held.get(file)) is not None:
+            half = len(text) // 2
+            self.wfile.write(text[start:half])
+            self.wfile.flush()
+            event.wait()
+            start = max(start, half)
+        self.wfile.write(text[start:end])
+        self.close_connection = end < len(text)
+
+    def _sibling(self, file: str, text: bytes) -> dict[str, object]:
+        """With its metadata; large files are in LFS."""
+        blob = hashlib.sha1(f"blob {len(text)}\0".encode() + text).hexdigest()
+        told: dict[str, object] = {"rfilename": file, "size": len(text), "blobId": blob}
+        if file.endswith(".safetensors"):
+            sha256 = self.server.false_sha256.get(file) or hashlib.sha256(text).hexdigest()
+            told["lfs"] = {"size": len(text), "sha256": sha256, "pointerSize": 130}
+        return told
 
     def _refuse(self, status: int, code: str) -> None:
         self._head(status, 0, {"X-Error-Code": code, "X-Error-Message": code})
@@ -129,6 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(length), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def sha256_list(files: Mapping[str, bytes]) -> bytes:
+    """As `sha256sum` prints it."""
+    lines = (f"{hashlib.sha256(text).hexdigest()}  {name}\n" for name, text in files.items())
+    return "".join(lines).encode()
 
 
 def _entry(file: str, text: bytes) -> dict[str, object]:

@@ -1,8 +1,10 @@
 """The chart's Deployments as `podman kube play` runs them: a pod each, on a network of its own.
 
-podman has no Services, no fields of a pod in its environment and, without systemd, no probes. So a
-pod is told its own address and name, and where Redis' Service would lead by its hosts file; probes
-are left out, and images are those that were built here. Everything else is as rendered.
+podman has no Services, no fields of a pod in its environment and, without systemd, no probes; a pod's
+ports would be the host's, of which there is one each, and an emptyDir is a volume of its name. So a
+pod is told its own address and name, and by its hosts file where Redis' Service would lead; probes
+and ports are left out, volumes named for their pod, and images are those that were built here.
+Everything else is as rendered.
 """
 
 import os
@@ -42,10 +44,12 @@ def playable(
     pod = told["spec"]["template"]["spec"]
     pod["hostAliases"] = [{"ip": ip, "hostnames": [host]} for host, ip in hosts.items()]
     (container,) = pod["containers"]
-    for probe in PROBES:
-        container.pop(probe, None)
+    for left_out in (*PROBES, "ports"):
+        container.pop(left_out, None)
     container["image"] = images[container["name"]]
     container["imagePullPolicy"] = "Never"
+    for one in (*pod["volumes"], *container["volumeMounts"]):
+        one["name"] = f"{name}-{one['name']}"
     own = {"POD_NAME": name, "POD_IP": address}
     for variable in container.get("env", []):
         if variable["name"] in own:

@@ -24,6 +24,7 @@ from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
 from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
+from worker.transfers.canary import CanaryFetches
 from worker.transfers.ends import TransferEnds
 from worker.transfers.fetch_metrics import FetchMetrics
 from worker.transfers.lease_metrics import LeaseMetrics
@@ -174,6 +175,9 @@ def transfer_ends(
         uses=uses,
         metrics=fetch_metrics,
         quarantine=quarantine,
+        canaries=CanaryFetches(
+            sink=ours, engine=engine, block_tokens=layout.block_tokens, quarantine=quarantine
+        ),
     )
 
 

@@ -9,6 +9,7 @@ QUICK_FOLDERS = ("unit", "property", "house")
 NOT_PURE = (
     # Sockets, or processes of their own.
     "unit/controlplane/cli/test_*.py",
+    "unit/controlplane/fetch/test_fetch.py",
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
     "unit/controlplane/local/test_embedded_redis.py",
@@ -29,8 +30,8 @@ NOT_PURE = (
     "unit/kvtransfer/transports/test_staged.py",
     "unit/kvtransfer/transports/test_unix_socket.py",
     "unit/protocol/channel/test_channel.py",
-    "unit/protocol/process/test_c_kernels.py",
-    "unit/protocol/process/prebuilt/test_brought.py",
+    "unit/protocol/process/kernels/test_c_kernels.py",
+    "unit/protocol/process/kernels/test_brought.py",
     "unit/protocol/process/test_model_folder.py",
     "unit/protocol/process/test_run.py",
     "unit/protocol/process/test_turns.py",

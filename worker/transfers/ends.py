@@ -8,6 +8,7 @@ from kvtransfer.endings import LeaseEnd
 from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from worker.parts import WorkerParts
+from worker.transfers.canary import CanaryFetches
 from worker.transfers.fetch_metrics import FetchMetrics
 from worker.transfers.lease_metrics import LeaseMetrics
 from worker.transfers.loans import PrefixLoans
@@ -26,6 +27,7 @@ class TransferEnds:
     uses: TransportUses
     metrics: FetchMetrics
     quarantine: Quarantine
+    canaries: CanaryFetches
 
     @property
     def kv_address(self) -> str:
@@ -70,6 +72,9 @@ def open_ends(
         metrics=metrics,
         quarantine=quarantine,
     )
+    canaries = CanaryFetches(
+        sink=sink, engine=parts.engine, block_tokens=block_tokens, quarantine=quarantine
+    )
     return TransferEnds(
         sink=sink,
         source=source,
@@ -78,6 +83,7 @@ def open_ends(
         uses=uses,
         metrics=metrics,
         quarantine=quarantine,
+        canaries=canaries,
     )
 
 

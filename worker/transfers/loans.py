@@ -8,7 +8,7 @@ import logging
 import threading
 from functools import partial
 
-from engine.commands import PrefixToLend
+from engine.commands import PrefixToLend, SpareToHold
 from engine.kvcache.loans import LentPrefix, LoanId
 from engine.loop import Engine
 from kvtransfer.endings import LeaseEnd
@@ -17,6 +17,7 @@ from kvtransfer.source.source import Source
 from protocol.errors import CapacityError
 from protocol.ids import LeaseId
 from protocol.process.metrics import TransferMetrics
+from worker.transfers.canary_seed import CANARY
 from worker.transfers.lease_metrics import LeaseMetrics
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,19 @@ class PrefixLoans:
         self._lock = threading.Lock()
         """A lease may end on the source's thread before the engine's has noted it."""
         self._lent: dict[LeaseId, LoanId] = {}
+        self._canaries: set[LoanId] = set()
+        """Of those asked for that are no prefix: they count nowhere."""
 
     def __len__(self) -> int:
         return len(self._lent)
 
     def answer(self, source: Source, asked: AskedLoan) -> None:
         """A sink asks for a prefix. Returns at once: the source hears the answer later."""
+        if asked.seed == CANARY:
+            self._canaries.add(LoanId(asked.id))
+            tell = partial(self._lend_spare, source, asked)
+            self._engine.hold_spare(SpareToHold(loan=LoanId(asked.id), tell=tell))
+            return
         self._engine.lend(
             PrefixToLend(
                 loan=LoanId(asked.id),
@@ -62,11 +70,22 @@ class PrefixLoans:
         if loan is None:
             return False
         self._engine.end_loan(loan)
+        if loan in self._canaries:
+            self._canaries.discard(loan)
+            return True
         self._metrics.loans.set(len(self._lent))
         self._lease_metrics.ended(end)
         told = {"reason": end.reason, "detail": end.detail, "blocks": end.num_blocks}
         log.info("loan ended", extra={**told, "peer": end.peer, "transport": end.transport})
         return True
+
+    def _lend_spare(self, source: Source, asked: AskedLoan, block: int | None) -> None:
+        """On the engine's thread: whatever the block holds, the peer wants to see it come."""
+        if block is None:
+            self._canaries.discard(LoanId(asked.id))
+            source.refuse_loan(asked.id, "it has no block to spare")
+        else:
+            self._lend(source, asked, LentPrefix(block_ids=(block,), last=CANARY))
 
     def _lend(self, source: Source, asked: AskedLoan, lent: LentPrefix) -> None:
         """On the engine's thread, which holds these blocks from now on."""
@@ -85,7 +104,10 @@ class PrefixLoans:
         except CapacityError as error:
             self._metrics.loans_asked.labels("nothing").inc()
             self._engine.end_loan(LoanId(asked.id))
+            self._canaries.discard(LoanId(asked.id))
             source.refuse_loan(asked.id, str(error))
+            return
+        if LoanId(asked.id) in self._canaries:
             return
         self._metrics.loans_asked.labels("lent").inc()
         self._metrics.loans.set(len(self._lent))

@@ -68,8 +68,9 @@ def doctor(*flags):
 def main():
     if os.environ.get("JOB_COMPLETION_INDEX", "0") == "0":
         chat()
+        port = os.environ["DOCTOR"].rpartition(":")[2]
         sys.exit(
-            doctor("--serve", "--host", os.environ["LISTEN"], "--port", "9600", "--wait-s", "300")
+            doctor("--serve", "--host", os.environ["LISTEN"], "--port", port, "--wait-s", "300")
         )
     until = time.monotonic() + WITHIN_S
     while doctor("--peer", os.environ["DOCTOR"]) != 0:

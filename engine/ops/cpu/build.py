@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from protocol.process.c_kernels import Kernels, NoKernels
+from protocol.process.kernels.c_kernels import Kernels, NoKernels
 
 KERNELS = Kernels(
     name="kernels",

@@ -14,6 +14,8 @@ from support.pods.image import Image
 from support.pods.volumes import Mount, Object
 
 _SCRIPT = Path(__file__).with_name("pod_root.sh")
+KILL_AGAIN_S = 0.5
+"""There may have been no process 1 yet."""
 _REFERENCE = re.compile(r"\$\(([A-Za-z0-9_.-]+)\)")
 
 
@@ -89,9 +91,12 @@ class Container:
             return False
 
     async def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        """Process 1 and with it all: its parent's death would not tell it, once it is another
+        user's."""
+        while self._process.returncode is None:
+            self.signal(signal.SIGKILL)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), KILL_AGAIN_S)
 
 
 async def start_container(

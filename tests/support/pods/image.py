@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from protocol.process.kernels.targets import targets_here
 from protocol.process.own_folder import kernel_folder
-from protocol.process.prebuilt.targets import targets_here
 from tools import prebuild
 
 ROOT = Path(__file__).parents[3]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.source_tree import ROOT
 
-from protocol.process.prebuilt.targets import TARGETS
+from protocol.process.kernels.targets import TARGETS
 from tools.prebuild import ALL, main
 
 LOADS = """

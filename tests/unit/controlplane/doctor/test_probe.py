@@ -13,7 +13,7 @@ from controlplane.checkout import ROOT
 from controlplane.doctor import probe
 from controlplane.doctor.facts import GpuFacts
 from controlplane.doctor.gpu import ask_driver, nccl_text
-from protocol.process.c_kernels import compiler as find_compiler
+from protocol.process.kernels.c_kernels import compiler as find_compiler
 from tools.python_path import python_path
 
 

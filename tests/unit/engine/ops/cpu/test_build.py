@@ -8,7 +8,7 @@ import pytest
 
 from engine.ops.cpu import build
 from kvtransfer.native import library
-from protocol.process import c_kernels
+from protocol.process.kernels import c_kernels
 
 
 @pytest.fixture

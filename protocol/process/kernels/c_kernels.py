@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BatonError
+from protocol.process.kernels.targets import Target, targets_here
 from protocol.process.own_folder import NotOurs, is_ours, kernel_folder, make_own
-from protocol.process.prebuilt.targets import Target, targets_here
 
 BUILD_TIMEOUT_S = 120.0
 DIGEST = ".sha256"

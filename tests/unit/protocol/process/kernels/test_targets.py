@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.process.prebuilt import targets
-from protocol.process.prebuilt.targets import TARGETS, features_here, targets_of
+from protocol.process.kernels import targets
+from protocol.process.kernels.targets import TARGETS, features_here, targets_of
 
 HASWELL = ["fpu", "sse2", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"]
 SKYLAKE_X = [*HASWELL, *["avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl"]]

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol.process import c_kernels
-from protocol.process.c_kernels import DIGEST, PREBUILT, Kernels, NoKernels, compiler
-from protocol.process.prebuilt import targets
-from protocol.process.prebuilt.targets import TARGETS
+from protocol.process.kernels import c_kernels, targets
+from protocol.process.kernels.c_kernels import DIGEST, PREBUILT, Kernels, NoKernels, compiler
+from protocol.process.kernels.targets import TARGETS
 
 STRANGER = 54_321
 KIND_OF = """

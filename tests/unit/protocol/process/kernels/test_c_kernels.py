@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.process.c_kernels import DIGEST, Kernels, NoKernels, compiler
+from protocol.process.kernels.c_kernels import DIGEST, Kernels, NoKernels, compiler
 
 STRANGER = 54_321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -135,7 +135,7 @@ def test_one_that_is_as_it_was_built_is_loaded_without_a_compiler(
     kernels.load()
     library = kernels.library()
     monkeypatch.setattr(Kernels, "library", lambda self: library)  # its name has the compiler's
-    monkeypatch.setattr("protocol.process.c_kernels.compiler", lambda: None)
+    monkeypatch.setattr("protocol.process.kernels.c_kernels.compiler", lambda: None)
     assert answer_of(kernels.load()) == 42
 
 

@@ -1,0 +1,1 @@
+"""C kernels: built once per machine, or brought by an image for kinds of processors; and loaded."""

@@ -1,1 +1,0 @@
-"""Kernels that an image brings: for which processors they are built, and which runs here."""
