@@ -134,7 +134,7 @@ def _context(number: int, chance: Random) -> RequestContext:
         salt="",
         deadline_s=60.0,
     )
-    routed = RoutedRequest(request, request.id, lambda sampling, tokens: None)
+    routed = RoutedRequest(request, request.id)
     return RequestContext(routed=routed, begun_at=0.0, ends_at=60.0)
 
 

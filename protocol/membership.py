@@ -30,7 +30,7 @@ MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
 
 REGISTERED_S = 2.0
-"""A worker waits so long to be registered before it takes Redis for away."""
+"""A worker waits so long to be registered before it takes a Redis that had answered for away."""
 JOINED_BYTES = 64 * 16
 """Of one event that more is joined to."""
 
@@ -112,12 +112,15 @@ class Membership:
 
     async def list_routers(self) -> tuple[RouterRecord, ...]:
         """Those that serve, as of a moment when this worker was registered: whoever comes later
-        finds it there. StoreError when Redis does not answer."""
-        try:
-            async with asyncio.timeout(REGISTERED_S):
-                await self._is_registered.wait()
-        except TimeoutError as error:
-            raise StoreError(f"not registered within {REGISTERED_S:g} s") from error
+        finds it there. Waits for a Redis that has not answered yet; StoreError when it does so no
+        more."""
+        while not self._is_registered.is_set():
+            try:
+                async with asyncio.timeout(REGISTERED_S):
+                    await self._is_registered.wait()
+            except TimeoutError as error:
+                if self._store.contact.has_answered:
+                    raise StoreError(f"not registered within {REGISTERED_S:g} s") from error
         return await self._store.list_routers()
 
     async def leave(self) -> None:

@@ -1,6 +1,7 @@
 """Routers as processes, behind them fake workers of several models and revisions, in this process.
 
-Of each answer it is known whose it is: a fake worker's tokens follow from those that it was given.
+A fake worker's tokens follow from those that it was given, whatever its text: what is wrong with a
+prompt is seen at the worker.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ class ModelFleet:
         self.fabric = Fabric()
         self._tasks = tasks
         self._store = store
-        self._workers: list[FakeWorker] = []
+        self._workers: list[tuple[FakeWorker, ServedText]] = []
 
     async def add(
         self, name: str, text: ServedText, *, model: str, revision: str = "revision",
@@ -60,7 +61,7 @@ class ModelFleet:
         worker = FakeWorker(
             name, role, self.fabric, model=model, revision=revision, text=text.packed
         )
-        self._workers.append(worker)
+        self._workers.append((worker, text))
         self._tasks.create_task(present(worker, self._store), name=name)
         await soon(lambda: len(worker.routers) == len(self.clients), what=f"{name} greeted")
         return worker
@@ -78,8 +79,17 @@ class ModelFleet:
         answers = [await client.get("/v1/models") for client in self.clients]
         return [{one["id"] for one in answer.json()["data"]} for answer in answers]
 
+    def given_another_text(self, prompt: str) -> set[str]:
+        """Workers that were given other tokens than their own text makes of the prompt."""
+        return {
+            worker.id
+            for worker, text in self._workers
+            for message in worker.seen
+            if list(message.token_ids) != text.tokenizer.encode(prompt)
+        }
+
     def close(self) -> None:
-        for worker in self._workers:
+        for worker, _ in self._workers:
             worker.die()
 
 

@@ -13,11 +13,14 @@ import msgspec
 from msgspec import inspect
 from support.words import LAYOUT
 
-from protocol.codec import to_router, to_worker
+from protocol.codec import Codec, to_router, to_worker
 from protocol.layout import KvLayout
 from protocol.messages import Registration, ToRouter, ToWorker
 
-UNIONS = {"to_worker": (to_worker, ToWorker), "to_router": (to_router, ToRouter)}
+UNIONS: dict[str, tuple[Codec[Any], Any]] = {
+    "to_worker": (to_worker, ToWorker),
+    "to_router": (to_router, ToRouter),
+}
 
 
 def kinds(union: object) -> dict[str, type[Any]]:
@@ -33,10 +36,7 @@ def sample(kind: type[Any]) -> Any:
 def written() -> dict[str, dict[str, str]]:
     """All messages, packed, in hexadecimal."""
     packed = {
-        name: {
-            one: codec.encode(sample(kind)).hex()  # type: ignore[attr-defined]
-            for one, kind in sorted(kinds(union).items())
-        }
+        name: {one: codec.encode(sample(kind)).hex() for one, kind in sorted(kinds(union).items())}
         for name, (codec, union) in UNIONS.items()
     }
     registration = msgspec.json.encode(sample(Registration)).decode()

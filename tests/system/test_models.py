@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -69,6 +70,7 @@ def test_two_models_and_an_alias_behind_two_routers_that_mount_nothing(
                 unnamed = await complete(client, None)
                 assert (unnamed.status_code, unnamed.json()["error"]["param"]) == (400, "model")
             await share_of_the_alias(fleet, meant)
+            assert not fleet.given_another_text(PROMPT)
             aliases.write_text(json.dumps({"prod": {"large": 1}}))
             await soon(lambda: only_answers(fleet, "large@0e9e39f249a1"))
 
@@ -108,6 +110,11 @@ async def only_answers(fleet: ModelFleet, version: str) -> bool:
     return {said(answer)[0] for answer in answers} == {version}
 
 
+def all_answered(heard: Counter[tuple[str, bool]], versions: Iterable[str], num: int) -> bool:
+    """Each of them so often, rightly or not."""
+    return all(heard[one, True] + heard[one, False] >= num for one in versions)
+
+
 @pytest.mark.parametrize("num_each", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_another_tokeniser_rolled_out_under_one_name_gives_no_wrong_answer(
     redis: RedisServer, tiny: ServedText, other: ServedText, num_each: int
@@ -134,14 +141,17 @@ def test_another_tokeniser_rolled_out_under_one_name_gives_no_wrong_answer(
                     heard[version, text == meant[version]] += 1
 
             async with asyncio.TaskGroup() as tasks:
-                for client in fleet.clients * 2:
+                for client in [*fleet.clients, *fleet.clients]:
                     tasks.create_task(ask(client), name="client")
                 for number, worker in enumerate(old):
                     await fleet.add(f"new-{number}", other, model="m", revision="of-new")
+                    before = heard.copy()
+                    await soon(lambda: all_answered(heard - before, meant, 20))  # noqa: B023
                     await fleet.drain(worker)
-                before = heard["m@of-new", True]
-                await soon(lambda: heard["m@of-new", True] > before + 20)
+                before = heard.copy()
+                await soon(lambda: all_answered(heard - before, ["m@of-new"], 20))
                 is_over.set()
             assert heard.keys() == {("m@of-old", True), ("m@of-new", True)}
+            assert not fleet.given_another_text(PROMPT)
 
     asyncio.run(test())

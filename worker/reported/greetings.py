@@ -82,11 +82,12 @@ class Greetings:
 
     async def run(self) -> None:
         """Returns when the worker is ready, as far as its routers are concerned."""
-        while self._health.store_wait() is not None:  # nobody can have found it yet
+        while self._health.store_wait() is not None:  # noqa: ASYNC110 - nobody can have found it yet
             await asyncio.sleep(LOOK_S)
-        began = self._clock()
+        began: float | None = None
         while True:
             self._registered = await self._ask()
+            began = self._clock() if began is None else began
             next_ask = self._clock() + ASK_S
             while self._clock() < next_ask:
                 if self._is_over(waited_s=self._clock() - began):

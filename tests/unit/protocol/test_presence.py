@@ -8,6 +8,7 @@ from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 from support.words import beat, registration
 
+import protocol.membership
 from protocol.codec import SPOKEN_VERSIONS
 from protocol.errors import StoreError
 from protocol.ids import Epoch, RouterId
@@ -128,6 +129,29 @@ def test_a_worker_asks_who_serves_when_it_is_registered_and_hears_when_redis_is_
         server.kill()
         with pytest.raises(StoreError):
             await membership.list_routers()
+        running.cancel()
+
+    run(test)
+
+
+def test_a_worker_that_starts_before_redis_asks_until_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Redis that was never there is not one that is away."""
+    monkeypatch.setattr(protocol.membership, "REGISTERED_S", 0.02)
+
+    async def test(server: RedisServer, store: Store) -> None:
+        server.kill()
+        here = registration()
+        membership = Membership(store, worker=here.worker, epoch=Epoch(here.epoch), interval_s=0.05)
+        running = asyncio.create_task(membership.run(here, beat), name="membership")
+        asked = asyncio.create_task(membership.list_routers(), name="asked")
+        await soon(lambda: not membership.store_is_up)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asked), 0.3)
+        server.start()
+        assert await asked == ()
+        assert await store.list_workers() != ()
         running.cancel()
 
     run(test)
