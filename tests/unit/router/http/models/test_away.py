@@ -91,7 +91,7 @@ async def test_a_model_whose_worker_loads_is_waited_for(
     asking = asyncio.create_task(
         client.post(path, json={"model": OTHER} | ASKED[path]), name="asking"
     )
-    await soon(lambda: bench.models.waiting[OTHER] > 0, 10, "the request waits")
+    await soon(lambda: bench.models.waiting[OTHER] > 0, what="the request waits")
     others = await client.post("/tokenize", json={"model": ONE, "prompt": "hi"})
     assert others.status_code == 200 and not asking.done()
     loaded.set()
@@ -104,7 +104,7 @@ async def test_waiting_takes_of_the_requests_time(bench: Bench, client: httpx.As
     loaded = bench.models.coming[OTHER] = asyncio.Event()
     asked = {"model": OTHER, "messages": HI}
     asking = asyncio.create_task(client.post("/v1/chat/completions", json=asked), name="asking")
-    await soon(lambda: bench.models.waiting[OTHER] > 0, 10, "the request waits")
+    await soon(lambda: bench.models.waiting[OTHER] > 0, what="the request waits")
     loaded.set()
     assert (await asking).status_code == 200
     (request,) = bench.dispatcher.requests
@@ -145,7 +145,7 @@ async def test_a_large_request_that_waits_keeps_no_other_from_being_read(bench: 
     async with bench.client() as client:
         asked = {"model": OTHER, "prompt": text}
         asking = asyncio.create_task(client.post("/tokenize", json=asked), name="asking")
-        await soon(lambda: bench.models.waiting[OTHER] > 0, 10, "the request waits")
+        await soon(lambda: bench.models.waiting[OTHER] > 0, what="the request waits")
         answer = await client.post("/tokenize", json={"model": ONE, "prompt": text})
         assert answer.status_code == 400 and not asking.done()
         bench.models.coming[OTHER].set()
@@ -183,7 +183,6 @@ async def test_a_successor_whose_text_is_on_the_way_is_waited_for(
     bench.models.coming[ONE] = asyncio.Event()
     bench.models.coming[ONE].set()
     bench.dispatcher.failures, bench.dispatcher.num_failures_left = {-1: NoWorkers("gone")}, 1
-    bench.dispatcher.hold_at = 0
 
     def leave(name: str | None, key: str) -> Any:
         """The first choice is the last of the old revision's."""
@@ -195,7 +194,7 @@ async def test_a_successor_whose_text_is_on_the_way_is_waited_for(
     choose, bench.models.choose = bench.models.choose, leave  # type: ignore[method-assign]
     asked = {"model": ONE, "prompt": "hi"}
     asking = asyncio.create_task(client.post("/v1/completions", json=asked), name="asking")
-    await soon(lambda: bench.models.waiting[ONE] > 0, 10, "the request waits")
+    await soon(lambda: bench.models.waiting[ONE] > 0, what="the request waits")
     bench.models.coming[ONE].set()
     assert (await asking).status_code == 200
     assert len(bench.dispatcher.requests) == 2
