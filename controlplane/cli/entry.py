@@ -5,9 +5,9 @@ from protocol.process.early_end import EXIT_TERMINATED, end_when_asked
 
 def main() -> None:
     end_when_asked(EXIT_TERMINATED)
-    from controlplane.cli.main import main as obey
+    import controlplane.cli.main
 
-    obey()
+    controlplane.cli.main.main()
 
 
 if __name__ == "__main__":

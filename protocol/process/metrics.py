@@ -12,8 +12,7 @@ from typing import Generic, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily
 
-from protocol.process.health import Health
-from protocol.process.metrics_server import serve_metrics
+from protocol.process.health import Health, serve_metrics
 
 M = TypeVar("M", bound="Counter | Gauge | Histogram | TokenHistogram")
 

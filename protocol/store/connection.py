@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from protocol.errors import SettingsError, StoreError
 from protocol.store.address import RedisAddress
 from protocol.store.contact import Contact
+from protocol.store.resolving import resolve_in_threads
 
 
 class RedisConnection:
@@ -36,6 +37,7 @@ class RedisConnection:
                 protocol=2,  # XREAD answers a list; under RESP3 its shape differs by version
                 max_connections=16,
             )
+            resolve_in_threads(self._redis.connection_pool)
             self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # reads the options
         except (ValueError, TypeError) as error:
             raise SettingsError(f"redis: {error}") from error

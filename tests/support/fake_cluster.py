@@ -49,7 +49,8 @@ class FakeCluster:
             traces=self.traces,
             limits=limits,
         )
-        self._ever: list[FakeWorker] = []
+        self.ever: list[FakeWorker] = []
+        """All that there were."""
         self._tasks = tasks
         self._rosters: asyncio.Queue[Roster] = asyncio.Queue()
         self.background = [
@@ -60,7 +61,7 @@ class FakeCluster:
     def add(self, worker: FakeWorker) -> FakeWorker:
         """Also in the place of a dead one of that name."""
         self.workers[worker.id] = worker
-        self._ever.append(worker)
+        self.ever.append(worker)
         self.background.append(self._tasks.create_task(worker.run(), name=f"fake {worker.id}"))
         self.announce()
         return worker
@@ -75,8 +76,16 @@ class FakeCluster:
         async def supervise(current: FakeWorker) -> None:
             while True:
                 await current.dead.wait()
+                told = current.registration
                 current = self.add(
-                    FakeWorker(current.id, current.role, self.fabric, plan=current.plan)
+                    FakeWorker(
+                        current.id,
+                        current.role,
+                        self.fabric,
+                        plan=current.plan,
+                        revision=told.revision,
+                        compat=told.compat,
+                    )
                 )
 
         self.background.append(self._tasks.create_task(supervise(worker), name="supervisor"))
@@ -88,7 +97,7 @@ class FakeCluster:
         """Also what was added a moment ago and never ran."""
         for task in self.background:
             task.cancel()
-        for worker in self._ever:
+        for worker in self.ever:
             worker.close()
 
     async def until_ready(self) -> None:
@@ -119,8 +128,10 @@ async def fake_cluster(
     plans: Mapping[str, Sequence[Act]] | None = None,
     limits: DispatchLimits | None = None,
     supervised: bool = False,
+    revisions: Sequence[str] = ("revision",),
 ) -> AsyncIterator[FakeCluster]:
-    """Ready workers `prefill-0`, ..., `decode-0`, ...; with `supervised` the dead come back."""
+    """Ready workers `prefill-0`, ..., `decode-0`, ..., each by its number of one of the revisions,
+    in turn; with `supervised` the dead come back."""
     roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         cluster = FakeCluster(tasks, limits or DispatchLimits(rules=APART))
@@ -129,7 +140,10 @@ async def fake_cluster(
                 for index in range(number):
                     name = f"{role}-{index}"
                     plan = (plans or {}).get(name, ())
-                    worker = cluster.add(FakeWorker(name, role, cluster.fabric, plan=plan))
+                    revision = revisions[index % len(revisions)]
+                    worker = cluster.add(
+                        FakeWorker(name, role, cluster.fabric, plan=plan, revision=revision)
+                    )
                     if supervised:
                         cluster.restart_when_dead(worker)
             await cluster.until_ready()

@@ -13,7 +13,7 @@ from support.pods.load import Load, ask, client_of, steady_load
 from support.pods.release import PROMPTS, Release, release
 
 AWAY_S = 30.0
-LONG_TOKENS = 400
+LONG_TOKENS = 800
 NEXT_WIRE = """
 import protocol.codec as codec
 
@@ -92,7 +92,7 @@ async def an_alias_moved(folder: Path, *, replicas: int, lag_s: float) -> None:
 
 async def routers_restarted_in_mid_answer(folder: Path, *, replicas: int, lag_s: float) -> None:
     """Workers too, whose drain is shorter than an answer: it goes on elsewhere, to the letter."""
-    drain = {"settings": {"drainS": 0.5}}
+    drain = {"settings": {"drainS": 0.1}}
     async with _loaded(
         folder, replicas=replicas, lag_s=lag_s, worker=drain,
         num_clients=2, max_tokens=LONG_TOKENS, prompts=PROMPTS[:2],

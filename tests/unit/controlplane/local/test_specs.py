@@ -68,3 +68,34 @@ def test_workers_that_may_share_a_gpu_divide_its_memory_unless_told_otherwise() 
     settings = _settings(prefill=2, decode=1)
     assert gpu_share(settings, {}) == {"BATON_KV_MEMORY_SHARE": "0.300"}
     assert gpu_share(settings, {"BATON_KV_MEMORY_SHARE": "0.5"}) == {}
+
+
+def test_what_children_know_of_redis_stands_in_no_command_line() -> None:
+    address = RedisAddress(url="redis://h/1", username="me", password="s3cret", prefix="mine:")
+    settings = _settings()
+    workers = worker_specs(
+        settings, redis=address, cores=(0, 1), metrics_ports=range(9400, 9410), env={}
+    )
+    for spec in (*workers, router_spec(settings, redis=address, port=8080, env={})):
+        assert not any(word.startswith("--redis") for word in spec.command)
+        assert "s3cret" not in " ".join(spec.command)
+        told = {name: spec.env[name] for name in spec.env if name.startswith("BATON_REDIS")}
+        assert told == {
+            "BATON_REDIS": "redis://h/1",
+            "BATON_REDIS_USERNAME": "me",
+            "BATON_REDIS_PASSWORD": "s3cret",
+            "BATON_REDIS_PREFIX": "mine:",
+        }
+
+
+def test_nothing_of_another_redis_is_inherited() -> None:
+    env = router_spec(_settings(), redis=REDIS, port=8080, env={}).env
+    assert (env["BATON_REDIS_USERNAME"], env["BATON_REDIS_PASSWORD"]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("fd00::1", "::1"), ("::", "127.0.0.1")],
+)
+def test_workers_listen_in_the_family_of_the_api(host: str, loopback: str) -> None:
+    assert {_flag(spec, "--host") for spec in _specs(_settings(host=host))} == {loopback}
