@@ -38,12 +38,16 @@ ENGINE ?= docker
 REPOSITORY ?= baton
 TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGES ?= router worker-cpu redis
+# The chart's Redis: its own version, so that an upgrade of Baton leaves it.
+REDIS_TAG ?= 1
 IMAGE_ARGS ?=
 image:  ## the images, for CPUs: IMAGES="router worker-cuda redis" REPOSITORY=baton TAG=0.1.0 ENGINE=docker PUSH=
 	@set -e; for name in $(IMAGES); do \
-		$(ENGINE) build --target $$name --tag $(REPOSITORY)-$$name:$(TAG) --build-arg VERSION=$(TAG) \
+		case $$name in redis) tags="$(TAG) $(REDIS_TAG)";; *) tags="$(TAG)";; esac; \
+		$(ENGINE) build --target $$name $$(printf -- "--tag $(REPOSITORY)-$$name:%s " $$tags) \
+			--build-arg VERSION=$(TAG) \
 			--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(IMAGE_ARGS) .; \
-		if [ -n "$(PUSH)" ]; then $(ENGINE) push $(REPOSITORY)-$$name:$(TAG); fi; \
+		if [ -n "$(PUSH)" ]; then for tag in $$tags; do $(ENGINE) push $(REPOSITORY)-$$name:$$tag; done; fi; \
 	done
 
 LOCK_VENV ?= .venv-lock

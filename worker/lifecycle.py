@@ -25,8 +25,8 @@ from protocol.messages import (
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from protocol.text.packed_text import PackedText
-from worker.canaries import PeerCanaries
 from worker.endings import failure
+from worker.reported.canaries import PeerCanaries
 from worker.reported.greetings import Greetings
 from worker.reported.reports import LoadReports
 from worker.service import EngineService

@@ -36,13 +36,13 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.packed_text import PackedText
 from protocol.text.text_config import read_json_file
 from protocol.text.tokenizer import Tokenizer
-from worker.canaries import PeerCanaries
 from worker.lifecycle import Lifecycle
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
+from worker.reported.canaries import PeerCanaries
+from worker.reported.start_phases import StartPhases
 from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
-from worker.start_phases import StartPhases
 from worker.startup import Endpoints
 
 CALIBRATION_S = 0.3

@@ -12,7 +12,7 @@ from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
 from protocol.store.workers import Store
-from worker.start_phases import StartPhases
+from worker.reported.start_phases import StartPhases
 
 MEET_S = 0.5
 """Between two tries to reach Redis at the start."""

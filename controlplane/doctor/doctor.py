@@ -36,8 +36,8 @@ from protocol.process.settings import CommandSettings, load
 GPU_S: Final = 5.0
 """A driver that has not answered by then is in trouble."""
 MIN_TOKEN_CHARS: Final = 16
-SOURCE_S: Final = 5.0
-"""To start the process that lends; it takes half a second."""
+SOURCE_S: Final = 30.0
+"""To start the process that lends: half a second, and far more where a pod has half a core."""
 
 
 class DoctorSettings(CommandSettings):

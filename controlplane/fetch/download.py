@@ -34,7 +34,7 @@ class WrongDigest(BatonError):
     """The bytes are not those that were promised. They are gone."""
 
 
-class _Broken(Exception):
+class _Interrupted(Exception):
     """A connection that may be tried again."""
 
 
@@ -73,7 +73,7 @@ class Downloads:
                 if not had:
                     raise
                 log.warning("fetched again from its beginning", extra={"file": file.name})
-            except _Broken as error:
+            except _Interrupted as error:
                 failures = 1 if _size(target) > had else failures + 1
                 if failures > self._retries:
                     raise CheckpointError(
@@ -98,7 +98,7 @@ class Downloads:
             with self._client.stream("GET", file.url, headers=headers) as answer:
                 self._receive(file, target, had, answer)
         except (httpx.TransportError, httpx.TooManyRedirects) as error:
-            raise _Broken(_line(error)) from error
+            raise _Interrupted(_line(error)) from error
 
     def _receive(self, file: RemoteFile, target: Path, had: int, answer: httpx.Response) -> None:
         status = answer.status_code
@@ -106,7 +106,7 @@ class Downloads:
             self._check(file, target, had)
             return
         if status in _RETRIED:
-            raise _Broken(f"HTTP {status}")
+            raise _Interrupted(f"HTTP {status}")
         if status not in (200, 206):
             raise CheckpointError(f"{file.url}: HTTP {status}; {self._listing.remedy}")
         start = had if status == 206 else 0
@@ -129,7 +129,7 @@ class Downloads:
                 self._note(len(chunk))
             end = stream.tell()
         if end < num_bytes:
-            raise _Broken(f"the connection ended at byte {end} of {num_bytes}")
+            raise _Interrupted(f"the connection ended at byte {end} of {num_bytes}")
         _compare(file, target, digest, size=_size(target), expected=num_bytes)
 
     def _check(self, file: RemoteFile, target: Path, num_bytes: int) -> None:

@@ -54,6 +54,7 @@ async def _serve(flags: NodeFlags) -> None:
 def _show(display: Display, event: ChildEvent, *, raw: bool) -> None:
     if raw and isinstance(event, LogLine):  # it names its process itself
         sys.stderr.write(f"{event.text}\n")
+        sys.stderr.flush()
     else:
         display.on_event(event)
 

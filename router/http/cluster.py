@@ -78,7 +78,7 @@ class LocalCluster:
 
     def _why_unused(self, worker: KnownWorker) -> str:
         why = self._registry.why_unused(worker)
-        return why or self._why_no_text(worker.registration.text)
+        return why or self._why_no_text(worker.registration.text) or _why_apart(worker.beat)
 
     def _note_workers(self) -> None:
         counts = Counter((worker.role, worker.state) for worker in self._registry.workers)
@@ -94,6 +94,13 @@ class LocalCluster:
 
     def _beats(self, role: Role) -> list[Beat]:
         return [one.beat for one in self._registry.workers if one.role == role and one.beat]
+
+
+def _why_apart(beat: Beat | None) -> str:
+    """Of one that is used, but not with everybody."""
+    if beat is None or not beat.unreachable:
+        return ""
+    return f"no KV comes to it from {', '.join(beat.unreachable)}: they are not paired"
 
 
 def _view(worker: KnownWorker, *, why: str) -> WorkerView:

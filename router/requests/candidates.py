@@ -31,6 +31,9 @@ CLEARED_S = 7.0
 """How long workers are kept free of newcomers for a suspect that found none so: most first tokens
 come sooner."""
 
+MOST_APART = 4
+"""Pairs that are passed over because no KV moves between them, before that is left to the retry."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cleared:
@@ -214,6 +217,34 @@ class Candidates:
         return placement
 
     def _place(
+        self, context: RequestContext, shut: set[WorkerId], now: float
+    ) -> Placement | PlacementRefusal:
+        """Not on two between which no KV moves, if there are others, or the second may prefill."""
+        first = placement = self._place_any(context, shut, now)
+        for _ in range(MOST_APART):
+            if not isinstance(placement, Placement):
+                return first
+            apart = self._apart(placement, context, shut)
+            if apart is None:
+                return placement
+            shut = shut | {apart}
+            placement = self._place_any(context, shut, now)
+        return first
+
+    def _apart(
+        self, placement: Placement, context: RequestContext, shut: set[WorkerId]
+    ) -> WorkerId | None:
+        """Of a pair between which no KV moves, the one that is to be passed over: that to which
+        none comes from several, if there is another of its role."""
+        prefill, decode = placement.prefill, self._workers.get(placement.decode)
+        beat = None if decode is None else decode.beat
+        if prefill is None or beat is None or prefill not in beat.unreachable:
+            return None
+        others = self._ready(self._workers.keys() - shut - {placement.decode}, context)
+        is_cut_off = len(beat.unreachable) > 1 and any(one.role == "decode" for one in others)
+        return placement.decode if is_cut_off else prefill
+
+    def _place_any(
         self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
         request, fleet = context.request, self._fleet

@@ -18,6 +18,12 @@ from protocol.process.metrics import (
 )
 
 OF_OTHERS = {"container_memory_working_set_bytes", "kube_pod_container_resource_limits"}
+OF_HISTOGRAMS = ("_bucket", "_sum", "_count")
+PARTS: dict[object, tuple[str, ...]] = {
+    Counter: ("_total",),
+    Histogram: OF_HISTOGRAMS,
+    TokenHistogram: OF_HISTOGRAMS,
+}
 NAME = re.compile(r"\b(?:baton|container|kube)_[a-z_]+")
 PROMETHEUS = {"enabled": True, "prometheus": "http://p:9090"}
 
@@ -28,9 +34,7 @@ def known_series() -> set[str]:
         for row in vars(table).values():
             if isinstance(row, MetricRow):
                 kind, name = row.made_in.func, row.made_in.args[0]
-                parts = {Counter: ["_total"], Histogram: ["_bucket", "_sum", "_count"]}
-                parts[TokenHistogram] = parts[Histogram]
-                found |= {name + part for part in parts.get(kind, [""])}
+                found |= {name + part for part in PARTS.get(kind, ("",))}
     return found
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chart import container, deployment, pod, pods, render, settings_of
+from support.chart import container, deployment, environment_of, pod, pods, render, settings_of
 from support.source_tree import ROOT
 
+from controlplane.local.settings import load_with_children
+from controlplane.local.workers_settings import NodeSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from router.settings import RouterSettings
@@ -199,6 +201,14 @@ def test_a_node_has_both_kinds_of_worker_in_one_pod_with_all_its_gpus() -> None:
     assert node["args"][:2] == ["controlplane.cli.main", "workers"]
     assert node["resources"]["limits"]["nvidia.com/gpu"] == "4"
     assert "--transports" not in node["args"], "within a pod shm and cuda_ipc are best"
+    args = [arg.replace("$(POD_NAME)", "pod-1").replace("$(POD_IP)", "::7") for arg in node["args"]]
+    with environment_of(node):
+        told, _ = load_with_children(
+            NodeSettings, args[2:], prog="baton workers", children=(PrefillSettings, DecodeSettings)
+        )
+    assert (told.prefill, told.decode, told.device, told.worker) == (1, 3, "cuda", "pod-1")
+    assert (told.port, told.kv_port, told.metrics_port) == (9300, 9500, 9400)
+    assert told.redis_prefix == "ns/demo:"
 
 
 def test_keys_with_tenants_are_a_secret_that_is_mounted_as_a_folder() -> None:

@@ -1,12 +1,14 @@
 """Values that mean nothing are refused by their names; what operators try first works."""
 
 import json
+import re
 from typing import Any
 
 import helm_python as helm
 import pytest
 import yaml
 from support.chart import CHART, container, deployment, objects, pod, render, rendered
+from support.source_tree import ROOT
 
 from tools.chart_schema import SCHEMA, laid_out, with_settings
 
@@ -166,3 +168,8 @@ def test_notes_say_how_to_ask() -> None:
     assert "Bearer" not in notes
     with_key = rendered({"router": {"apiKeySecret": {"name": "keys"}}})["baton/templates/NOTES.txt"]
     assert "Bearer $BATON_API_KEY" in with_key and '"model": "tiny"' in with_key
+
+
+def test_make_image_makes_the_redis_that_the_chart_wants() -> None:
+    (tag,) = re.findall(r"^REDIS_TAG \?= (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert container(deployment("redis"))["image"] == f"baton-redis:{tag}"

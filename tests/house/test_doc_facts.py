@@ -13,12 +13,14 @@ from controlplane.cli import main as cli
 from controlplane.cli.conversation import ChatSettings
 from controlplane.cli.status import StatusSettings
 from controlplane.doctor.doctor import DoctorSettings
+from controlplane.fetch.settings import FetchSettings
 from controlplane.local.settings import UpSettings
+from controlplane.local.workers_settings import NodeSettings
 from decode_worker.settings import DecodeSettings
 from engine.limits import CPU
 from prefill_worker.settings import PrefillSettings
 from protocol.process.backoff import Backoff
-from protocol.process.health import ENGINE_STUCK_S, STUCK_S
+from protocol.process.health import ENGINE_STUCK_S, LOADING_SPINS_S, LOADING_STUCK_S, STUCK_S
 from protocol.process.metrics import MetricRow, RouterMetrics, TransferMetrics, WorkerMetrics
 from protocol.process.run import EXIT_FAILED
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
@@ -35,11 +37,11 @@ PAGES = (
 )
 SETTINGS: tuple[type[BaseSettings], ...] = (
     *(UpSettings, RouterSettings, PrefillSettings, DecodeSettings),
-    *(ChatSettings, StatusSettings, DoctorSettings),
+    *(ChatSettings, StatusSettings, DoctorSettings, FetchSettings, NodeSettings),
 )
 OTHER_FLAGS = frozenset({"help", "version"})
 METRIC = re.compile(r"`(baton_[a-z_]+)(?:\{([a-z_,]+)\})?`")
-FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])")
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z]\d*)")
 UP, DECODE = UpSettings.model_fields, DecodeSettings.model_fields
 SAID = {
     "docs/operations.md": (
@@ -53,8 +55,10 @@ SAID = {
         f"`--max-running` and `--token-budget` are {CPU.max_running} and {CPU.token_budget} on a "
         "CPU",
         f"({DECODE['block_tokens'].default} tokens by default)",
-        f"503 when its event loop has said nothing for {STUCK_S:g} s, or its engine has been at "
-        f"one step for {ENGINE_STUCK_S:g} s",
+        f"503 when its event loop has said nothing for {STUCK_S:g} s, its engine has been at one "
+        f"step for {ENGINE_STUCK_S:g} s, or its loading has neither said that it goes on nor read "
+        f"or computed anything for {LOADING_STUCK_S:g} s ({LOADING_SPINS_S:g} s of one that only "
+        "computes)",
     ),
 }
 """Page -> what it must say, made of the code's own numbers."""

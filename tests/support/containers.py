@@ -1,8 +1,8 @@
 """The images of the Dockerfile, built from a Debian of debootstrap and run by podman with runc.
 
 Nothing comes from a registry of images: the base is Debian's packages, Python's come by the locks.
-Needs root and Debian's buildah, podman, runc, catatonit and debootstrap. What is built stays in the machine's
-store of images under `localhost/baton-test/`, as a cache.
+Needs root and what CONTAINER_TOOLS of the Makefile names. What is built stays in the machine's store
+of images under `localhost/baton-test/`, as a cache.
 """
 
 import json

@@ -1,10 +1,10 @@
 """The chart's Deployments as `podman kube play` runs them: a pod each, on a network of its own.
 
-podman has no Services, no fields of a pod in its environment and, without systemd, no probes; a pod's
-ports would be the host's, of which there is one each, and an emptyDir is a volume of its name. So a
-pod is told its own address and name, and by its hosts file where Redis' Service would lead; probes
-and ports are left out, volumes named for their pod, and images are those that were built here.
-Everything else is as rendered.
+podman has no Services, no fields of a pod in its environment and, without systemd, no probes; the
+ports of a pod would be the host's, of which there is one each, and an emptyDir is a volume of its
+name. So a pod is told its own address and name, and by its hosts file where Redis' Service would
+lead; probes and ports are left out, volumes named for their pod, and images are those that were
+built here. Everything else is as rendered.
 """
 
 import os

@@ -61,7 +61,9 @@ def test_a_node_runs_both_roles_tells_of_them_at_one_port_and_drains_all(tmp_pat
             metrics = asked(f"{url}/metrics")[1]
             assert 'baton_worker_running{worker="prefill-0"} 0.0' in metrics
             assert 'baton_worker_running{worker="decode-0"} 0.0' in metrics
-            assert "Workers of tiny are ready: prefill-0, decode-0" in node.output
+            said = "Workers of tiny are ready: prefill-0, decode-0"
+            eventually(lambda: said in node.output, what=said)
+            assert len(node.events("serving")) == 2, "lines of the workers as they are"
             node.ask()
             assert node.wait() == 0
             assert len(node.events("drained")) == 2

@@ -12,7 +12,7 @@ from support.processes import Process, process
 from support.redis_server import RedisServer, redis_server
 
 from controlplane.checkout import shipped_model
-from worker.start_phases import PHASES
+from worker.reported.start_phases import PHASES
 
 COMPILER = """#!/bin/sh
 echo "$@" >> "{told}"

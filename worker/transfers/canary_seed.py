@@ -1,4 +1,4 @@
-"""What a block that is moved only to see whether one can be is called by both ends."""
+"""The name, at both ends, of a block that is moved only to see whether one can be."""
 
 from typing import Final
 

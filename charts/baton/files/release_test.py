@@ -1,4 +1,4 @@
-"""`helm test`: one pod asks for an answer and waits with a doctor, the other comes to that doctor."""
+"""`helm test`: one pod asks for an answer and waits with a doctor, the other comes to it."""
 
 import json
 import os
@@ -38,9 +38,8 @@ def ask(model, size):
 
 
 def chat():
-    models = [
-        one["id"] for one in call("/v1/models")[0]["data"] if "alias_for" not in json.dumps(one)
-    ]
+    listed = call("/v1/models")[0]["data"]
+    models = [one["id"] for one in listed if "alias_for" not in json.dumps(one)]
     for model in models:
         if not any(len(set(made)) == 2 or os.environ["APART"] == "0" for made in answers(model)):
             sys.exit(f"{model}: no request was prefilled and decoded in different pods")
@@ -60,9 +59,8 @@ def answers(model):
 
 
 def doctor(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "controlplane.cli.main", "doctor", *flags]
-    ).returncode
+    command = (sys.executable, "-m", "controlplane.cli.main", "doctor", *flags)
+    return subprocess.run(command, check=False).returncode
 
 
 def main():

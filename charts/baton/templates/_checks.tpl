@@ -2,7 +2,7 @@
 {{- define "baton.check" -}}
 {{- $values := .Values }}
 {{- if not $values.image.repository }}
-{{- fail "image.repository: is empty, and there is no public image of Baton: build and push them (make image REPOSITORY=registry.example/baton, make image-push), then --set image.repository=registry.example/baton; on kind: deploy/kind.md" }}
+{{- fail "image.repository: is empty, and there is no public image of Baton: build and push them (make image REPOSITORY=registry.example/baton PUSH=1), then --set image.repository=registry.example/baton; on kind: deploy/kind.md" }}
 {{- end }}
 {{- if not $values.redis.enabled }}
 {{- $outside := $values.externalRedis }}

@@ -9,12 +9,12 @@ from support.source_tree import ROOT
 
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
-from protocol.process.settings import load
+from protocol.process.settings import CommandSettings, WorkerSettings, load
 from router.settings import RouterSettings
 from tools.manifests import VALUES, manifest, path_of
 
 COMPOSE = ROOT / "deploy" / "docker-compose.yaml"
-SETTINGS = {
+SETTINGS: dict[str, type[CommandSettings]] = {
     "router": RouterSettings,
     "prefill_worker": PrefillSettings,
     "decode_worker": DecodeSettings,
@@ -58,8 +58,9 @@ def test_compose_says_what_the_processes_understand(monkeypatch: pytest.MonkeyPa
                 told = re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
                 patch.setenv(variable, told.replace("/models/mounted", str(ROOT / "models/tiny")))
             settings = load(SETTINGS[module], flags)
+        assert isinstance(settings, RouterSettings | WorkerSettings)
         assert settings.redis == "redis://redis:6379/0"
-        if module != "router":
+        if isinstance(settings, WorkerSettings):
             assert settings.worker == settings.advertise == service["hostname"] == name
 
 

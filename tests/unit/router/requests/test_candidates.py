@@ -71,6 +71,11 @@ def decode_of(placement: Placement | PlacementRefusal) -> WorkerId:
     return placement.decode
 
 
+def pair_of(placement: Placement | PlacementRefusal) -> tuple[WorkerId | None, WorkerId]:
+    assert isinstance(placement, Placement), placement
+    return placement.prefill, placement.decode
+
+
 def test_of_equal_workers_the_first_by_name_is_chosen() -> None:
     assert decode_of(Asked(OTHER, D).place_request(context(), now=NOW)) == D
 
@@ -104,6 +109,34 @@ def test_a_worker_that_refused_is_no_last_resort() -> None:
     given.suspects.add(D)
     given.refused.add(OTHER)
     assert decode_of(Asked(D, OTHER).place_request(given, now=NOW)) == D
+
+
+def apart(asked: Asked, decode: WorkerId, *prefills: WorkerId) -> None:
+    """No KV comes to it from these."""
+    asked.workers[decode].note_beat(replace(beat(), unreachable=prefills), now=NOW)
+
+
+PAIRS = PlacementRules(local_prefill="never")
+OTHER_P = WorkerId("prefill-1")
+
+
+def test_two_between_which_no_kv_moves_are_not_paired() -> None:
+    asked = Asked(P, OTHER_P, D, rules=PAIRS)
+    assert pair_of(asked.place_request(context(), now=NOW)) == (P, D)
+    apart(asked, D, P)
+    assert pair_of(asked.place_request(context(), now=NOW)) == (OTHER_P, D)
+
+
+def test_a_decode_worker_to_which_no_kv_comes_at_all_is_passed_over() -> None:
+    asked = Asked(P, OTHER_P, D, OTHER, rules=PAIRS)
+    apart(asked, D, P, OTHER_P)
+    assert pair_of(asked.place_request(context(), now=NOW))[1] == OTHER
+
+
+def test_a_decode_worker_to_which_no_kv_comes_prefills_for_itself() -> None:
+    asked = Asked(P, OTHER_P, D, rules=PAIRS)
+    apart(asked, D, P, OTHER_P)
+    assert pair_of(asked.place_request(context(), now=NOW)) == (None, D)
 
 
 def prompt_hashes(*, salt: str = "", reach: int = 0) -> bytes:

@@ -30,7 +30,7 @@ ANSWER_S: Final = 2.0
 log = logging.getLogger(__name__)
 
 
-class Cluster(Protocol):
+class WorkerList(Protocol):
     async def list_workers(self) -> Sequence[WorkerRecord]:
         """As `protocol.store.workers.Store.list_workers`."""
 
@@ -40,7 +40,7 @@ class PeerCanaries:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: WorkerList,
         fetches: CanarySource,
         *,
         metrics: WorkerMetrics,

@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from protocol.process.metrics import WorkerMetrics
-from worker.start_phases import PHASES, StartPhases
+from worker.reported.start_phases import PHASES, StartPhases
 
 
 def seconds(metrics: WorkerMetrics, phase: str) -> float | None:

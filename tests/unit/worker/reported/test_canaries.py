@@ -13,7 +13,7 @@ from protocol.ids import WorkerId
 from protocol.messages import PrefixSource, Role
 from protocol.process.metrics import WorkerMetrics
 from protocol.store.workers import WorkerRecord
-from worker.canaries import PeerCanaries
+from worker.reported.canaries import PeerCanaries
 from worker.reported.canary_end import CanaryEnd, CanaryOutcome, OnCanaryEnd
 
 
