@@ -82,7 +82,7 @@ class Greetings:
 
     async def run(self) -> None:
         """Returns when the worker is ready, as far as its routers are concerned."""
-        while self._health.store_wait() is not None:  # nobody can have found it yet
+        while self._health.store_wait() is not None:  # noqa: ASYNC110 - nobody can have found it yet
             await asyncio.sleep(LOOK_S)
         began: float | None = None
         while True:
