@@ -89,3 +89,20 @@ def test_the_number_of_loans_is_bounded() -> None:
     loans, cached = Loans(cache), fill(cache, 1)
     lent = [lend(cache, loans, number, TOKENS) for number in range(MAX_LOANS + 2)]
     assert lent == [tuple(cached)] * MAX_LOANS + [(), ()]
+
+
+def test_a_spare_block_is_held_until_its_loan_ends(cache: PrefixCache) -> None:
+    loans = Loans(cache)
+    block = loans.hold_spare(LoanId(-1))
+    assert loans.blocks == [block] and cache.num_available == NUM_BLOCKS - 1
+    loans.end(LoanId(-1))
+    assert loans.blocks == [] and cache.num_available == NUM_BLOCKS
+    cache.check()
+
+
+def test_no_spare_block_is_taken_from_those_that_were_promised(cache: PrefixCache) -> None:
+    loans = Loans(cache)
+    held = cache.allocate_blocks(NUM_BLOCKS)
+    assert loans.hold_spare(LoanId(-1)) is None
+    cache.let_go(held.pop())
+    assert loans.hold_spare(LoanId(-2)) is not None

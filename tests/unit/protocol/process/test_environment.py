@@ -3,7 +3,9 @@ import pytest
 from controlplane.cli.conversation import ChatSettings
 from controlplane.cli.status import StatusSettings
 from controlplane.doctor.doctor import DoctorSettings
+from controlplane.fetch.settings import FetchSettings
 from controlplane.local.settings import UpSettings
+from controlplane.local.workers_settings import NodeSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
@@ -16,6 +18,7 @@ def test_the_known_variables_are_the_fields_of_all_settings() -> None:
     every: tuple[type[CommandSettings], ...] = (
         *(RouterSettings, PrefillSettings, DecodeSettings),
         *(UpSettings, ChatSettings, StatusSettings, DoctorSettings),
+        *(FetchSettings, NodeSettings),
     )
     fields = {
         name
