@@ -42,7 +42,8 @@ class Image:
     """What a test adds, as a Dockerfile would."""
 
     def environment(self) -> dict[str, str]:
-        return {**self.env, "PYTHONPATH": SOURCE, **self.more_env}
+        path = SOURCE  # a pod has nothing of ours but its image
+        return {**self.env, "PYTHONPATH": path, **self.more_env}
 
     def mounts(self) -> dict[str, Path]:
         """Folders of this machine by the place where the image has them, to be read only."""
