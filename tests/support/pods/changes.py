@@ -13,7 +13,7 @@ from support.pods.load import Load, ask, client_of, steady_load
 from support.pods.release import PROMPTS, Release, release
 
 AWAY_S = 30.0
-LONG_TOKENS = 800
+LONG_TOKENS = 1200
 NEXT_WIRE = """
 import protocol.codec as codec
 
@@ -95,7 +95,7 @@ async def routers_restarted_in_mid_answer(folder: Path, *, replicas: int, lag_s:
     drain = {"settings": {"drainS": 0.1}}
     async with _loaded(
         folder, replicas=replicas, lag_s=lag_s, worker=drain,
-        num_clients=2, max_tokens=LONG_TOKENS, prompts=PROMPTS[:2],
+        num_clients=1 + 2 * replicas, max_tokens=LONG_TOKENS, prompts=PROMPTS[:2],
     ) as (up, load):  # fmt: skip
         before = await _before(up, load)
         old = up.cluster.living("decode")
