@@ -41,7 +41,7 @@ def test_a_model_of_the_hub_is_fetched_by_the_workers_own_image() -> None:
     (fetcher,) = pod(thing)["initContainers"]
     assert fetcher["image"] == container(thing)["image"]
     told = ["fetch", "--model", "org/m@refs/pr/1", "--cache", "/cache"]
-    assert fetcher["args"] == ["controlplane.cli.main", *told]
+    assert fetcher["args"] == ["controlplane.cli.entry", *told]
     assert {one["name"] for one in fetcher["env"]} == {"HF_TOKEN", "HF_ENDPOINT"}
     assert folder(**model) == "/cache/org/m@refs--pr--1"
     assert folder(huggingFace="org/m") == "/cache/org/m@main"

@@ -198,7 +198,7 @@ def test_a_node_has_both_kinds_of_worker_in_one_pod_with_all_its_gpus() -> None:
     things = render(layout="node", node={"prefill": 1, "decode": 3, "gpu": {"count": 4}})
     assert not {f"Deployment/demo-baton-{role}" for role in ("prefill", "decode")} & set(things)
     node = container(things["Deployment/demo-baton-node"])
-    assert node["args"][:2] == ["controlplane.cli.main", "workers"]
+    assert node["args"][:2] == ["controlplane.cli.entry", "workers"]
     assert node["resources"]["limits"]["nvidia.com/gpu"] == "4"
     assert "--transports" not in node["args"], "within a pod shm and cuda_ipc are best"
     args = [arg.replace("$(POD_NAME)", "pod-1").replace("$(POD_IP)", "::7") for arg in node["args"]]

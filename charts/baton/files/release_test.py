@@ -59,7 +59,7 @@ def answers(model):
 
 
 def doctor(*flags):
-    command = (sys.executable, "-m", "controlplane.cli.main", "doctor", *flags)
+    command = (sys.executable, "-m", "controlplane.cli.entry", "doctor", *flags)
     return subprocess.run(command, check=False).returncode
 
 

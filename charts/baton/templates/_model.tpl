@@ -45,7 +45,7 @@
   image: {{ include "baton.workerImage" . | quote }}
   imagePullPolicy: {{ .root.Values.image.pullPolicy }}
   args:
-    - controlplane.cli.main
+    - controlplane.cli.entry
     - fetch
     {{- if $model.huggingFace }}
     - --model

@@ -22,7 +22,7 @@
 {{- $pool := .pool }}
 {{- $model := $pool.model }}
 {{- if eq $pool.role "node" }}
-- controlplane.cli.main
+- controlplane.cli.entry
 - workers
 - --prefill
 - {{ include "baton.number" $pool.prefill | quote }}
