@@ -131,11 +131,11 @@ def split_name(asked: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def resolve_model(model: Path, *, weights: bool = True) -> ModelFolder:
-    """The folder of a `--model`, downloaded if need be, without `weights` its text files only. An
-    existing directory goes before a name. Raises CheckpointError."""
+def resolve_model(model: Path) -> ModelFolder:
+    """The folder of a `--model`, downloaded if need be. An existing directory goes before a name.
+    Raises CheckpointError."""
     try:
-        found = _on_disk(model.expanduser()) or _by_name(str(model), weights=weights)
+        found = _on_disk(model.expanduser()) or _by_name(str(model))
         if not (config := found.path / "config.json").is_file():
             raise missing(config)
     except (OSError, RuntimeError) as error:  # RuntimeError: whose home is `~`?
@@ -198,7 +198,7 @@ def _snapshot(repo: Path) -> Path:
     return repo / "snapshots" / commit
 
 
-def _by_name(asked: str, *, weights: bool) -> ModelFolder:
+def _by_name(asked: str) -> ModelFolder:
     name, revision = split_name(asked)
     from huggingface_hub import HfApi  # 0.3 s, for names alone
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -207,10 +207,10 @@ def _by_name(asked: str, *, weights: bool) -> ModelFolder:
         disable_progress_bars()
     hub = HfApi()
     try:
-        wanted = [*TEXT_FILES, *(_WEIGHT_FILES if weights else ())]
+        wanted = [*TEXT_FILES, *_WEIGHT_FILES]
         folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
         commit, needed = folder.name, [["config.json"], [TOKENIZER]]
-        if weights and (folder / "config.json").exists():
+        if (folder / "config.json").exists():
             needed.append(_weight_files(folder))
             hub.snapshot_download(name, revision=commit, allow_patterns=needed[-1])
         for files in needed:

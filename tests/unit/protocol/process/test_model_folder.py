@@ -24,7 +24,7 @@ from pathlib import Path
 from protocol.errors import CheckpointError
 from protocol.process.model_folder import resolve_model
 try:
-    print(json.dumps({"path": str(resolve_model(Path(sys.argv[1]), weights=False).path)}))
+    print(json.dumps({"path": str(resolve_model(Path(sys.argv[1])).path)}))
 except CheckpointError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -56,9 +56,7 @@ def in_a_process(model: str, *, home: Path, **variables: str) -> Mapping[str, st
     return said
 
 
-def ask(
-    model: str, *, home: Path, weights: bool = True, hub: HubServer | None = None
-) -> Mapping[str, object]:
+def ask(model: str, *, home: Path, hub: HubServer | None = None) -> Mapping[str, object]:
     """As a process would whose HF_HOME is this, and HF_ENDPOINT that of `hub`; offline without."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub_constants, "HF_HUB_CACHE", str(home / "hub"))
@@ -70,7 +68,7 @@ def ask(
         patch.setenv("HF_TOKEN", "")
         patch.chdir(home)
         try:
-            found = resolve_model(Path(model), weights=weights)
+            found = resolve_model(Path(model))
         except CheckpointError as error:
             return {"error": str(error)}
     told = {"path": str(found.path), "name": found.name, "revision": found.revision}
@@ -148,8 +146,6 @@ def test_only_what_is_read_is_downloaded(tmp_path: Path, checkpoint: Path, hub: 
     others = ("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "x.gguf")
     files = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     hub.repos[NAME] = {COMMIT: files | dict.fromkeys((*others, "onnx/model.onnx"), b"large")}
-    text = ask(NAME, home=tmp_path, hub=hub, weights=False)
-    assert text["files"] == sorted(files.keys() - {"model.safetensors"})
     assert ask(NAME, home=tmp_path, hub=hub)["files"] == sorted(files)
 
 
@@ -163,7 +159,7 @@ def test_shards_are_downloaded_by_their_index(tmp_path: Path, hub: HubServer) ->
 def test_a_revision_is_downloaded(tmp_path: Path, checkpoint: Path, hub: HubServer) -> None:
     hub.put(NAME, checkpoint, commit=OTHER)
     hub.refs["v2"] = OTHER
-    assert ask(f"{NAME}@v2", home=tmp_path, hub=hub, weights=False)["revision"] == OTHER
+    assert ask(f"{NAME}@v2", home=tmp_path, hub=hub)["revision"] == OTHER
     error = error_of(ask(f"{NAME}@v3", home=tmp_path, hub=hub))
     assert f"{NAME}@v3: {hub.url}/{NAME} has no such revision" in error
 
