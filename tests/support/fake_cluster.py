@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from support.eventually import soon
-from support.fake_worker import Act, Fabric, FakeWorker, already_ended
+from support.fabric import Fabric
+from support.fake_worker import Act, FakeWorker, already_ended
 
 from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId

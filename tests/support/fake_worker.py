@@ -10,13 +10,13 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from typing import Literal
 
 from msgspec import structs
 from support.babble import anything
+from support.fabric import Fabric, SourceLost
 from support.processes import ROOT
 from support.words import LAYOUT, beat
 
@@ -108,42 +108,6 @@ def scores_of(prompt: Sequence[int]) -> list[TokenScore]:
 def tiny_text() -> PackedText:
     """Of the model that lies in this repository."""
     return PackedText.read(ROOT / "models" / "tiny")
-
-
-class SourceLost(Exception):
-    pass
-
-
-@dataclass(slots=True)
-class _Lease:
-    source: WorkerId
-    sequence: tuple[int, ...]
-    note: asyncio.Future[int]
-
-
-@dataclass(slots=True)
-class Fabric:
-    """Who holds which KV. A lease ends with a note (the first token) or as lost."""
-
-    leases: dict[LeaseId, _Lease] = field(default_factory=dict)
-    _numbers: "count[int]" = field(default_factory=lambda: count(1))
-
-    def open(self, source: WorkerId, sequence: tuple[int, ...]) -> LeaseId:
-        lease = LeaseId(next(self._numbers))
-        note: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        note.add_done_callback(lambda done: done.exception())
-        self.leases[lease] = _Lease(source, sequence, note)
-        return lease
-
-    def finish(self, lease: LeaseId, token: int) -> None:
-        self.leases[lease].note.set_result(token)
-
-    def lose(self, lease: LeaseId) -> None:
-        if not self.leases[lease].note.done():
-            self.leases[lease].note.set_exception(SourceLost())
-
-    async def fetch(self, lease: LeaseId) -> tuple[tuple[int, ...], int]:
-        return self.leases[lease].sequence, await asyncio.shield(self.leases[lease].note)
 
 
 class Died(Exception):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 from support.eventually import soon
-from support.fake_worker import Fabric, FakeWorker, next_token
+from support.fabric import Fabric
+from support.fake_worker import FakeWorker, next_token
 from support.redis_server import RedisServer, free_port
 from support.router_process import command, present, started
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 from support.eventually import soon
-from support.fake_worker import Act, Fabric, FakeWorker
+from support.fabric import Fabric
+from support.fake_worker import Act, FakeWorker
 from support.processes import ROOT
 from support.redis_server import RedisServer, free_port
 

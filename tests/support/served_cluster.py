@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from support.fake_worker import Fabric, FakeWorker
+from support.fabric import Fabric
+from support.fake_worker import FakeWorker
 
 from protocol.channel.link import WorkerLink
 from protocol.ids import RouterId

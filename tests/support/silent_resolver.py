@@ -12,7 +12,8 @@ import socket
 from collections.abc import AsyncIterator
 
 from support.eventually import soon
-from support.fake_worker import Fabric, FakeWorker
+from support.fabric import Fabric
+from support.fake_worker import FakeWorker
 from support.words import registration
 
 from protocol.channel.link import WorkerLink

@@ -157,9 +157,10 @@ def test_blocks_that_arrived_before_the_kill_are_not_fetched_again(slow_checkpoi
     flags = [*APART, *CHUNKED]
     with Cluster(checkpoint=slow_checkpoint, prefill=2, decode=1, extra=flags) as up:
         body = _body(up, salt=8, length=1500, max_tokens=12)
+        fetches = _num_fetches(up)
         with _asking(up, body, request="resumed") as answer:
             victim = up.placed("resumed")["prefill"]
-            eventually(lambda: _num_fetches(up) > 0, within_s=30)
+            eventually(lambda: _num_fetches(up) > fetches, within_s=30)
             up.kill(victim)
         disturbed = answer.result(timeout=0)
         first, *_, last = _trace(up, "resumed")["attempts"]
