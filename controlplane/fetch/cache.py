@@ -52,7 +52,10 @@ class ModelCache:
         """The folder of a revision, by its commit or by the name that it was asked for, if all its
         files are there as they came."""
         entry = self.entry(model, revision)
-        told = read_json_object_if_there(entry / FETCHED)
+        try:
+            told = read_json_object_if_there(entry / FETCHED)
+        except CheckpointError:
+            return None
         files = told.get("files")
         if told.get("model") != model or not isinstance(files, dict):
             return None
@@ -80,19 +83,20 @@ class ModelCache:
         if entry.exists() and not partial.exists():
             log.warning("not whole any more, fetched again", extra={"folder": str(entry)})
             entry.rename(partial)
-            (partial / FETCHED).unlink(missing_ok=True)
         partial.mkdir(parents=True, exist_ok=True)
 
     def finish(self, partial: Path, *, model: str, revision: str, facts: Mapping[str, str]) -> Path:
         """All of it is there: on the disk, read-only, and then at its place."""
         entry = self.entry(model, revision)
+        mark = partial / FETCHED
+        mark.unlink(missing_ok=True)  # of a finish that was killed: read-only, perhaps another's
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         sizes = {str(path.relative_to(partial)): _size(path) for path in files}
         told = {"model": model, "revision": revision, **facts, "files": sizes}
-        mark = partial / FETCHED
         mark.write_text(json.dumps(told, indent=1))
         for file in (*files, mark):
-            file.chmod(0o444)
+            with suppress(PermissionError):  # another user's of our group, who began
+                file.chmod(0o444)
             _sync(file)
         for folder in (*(path for path in partial.rglob("*") if path.is_dir()), partial):
             _sync(folder)

@@ -9,7 +9,7 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -77,7 +77,7 @@ class Downloads:
                 failures = 1 if _size(target) > had else failures + 1
                 if failures > self._retries:
                     raise CheckpointError(
-                        f"{file.url}: {error}; what has come is kept: try again when the server "
+                        f"{file.where}: {error}; what has come is kept: try again when the server "
                         "can be reached"
                     ) from error
                 delay_s = Backoff().delay_s(previous_s=delay_s, lived_s=0.0)
@@ -108,20 +108,21 @@ class Downloads:
         if status in _RETRIED:
             raise _Interrupted(f"HTTP {status}")
         if status not in (200, 206):
-            raise CheckpointError(f"{file.url}: HTTP {status}; {self._listing.remedy}")
+            raise CheckpointError(f"{file.where}: HTTP {status}; {self._listing.remedy}")
         start = had if status == 206 else 0
         said = answer.headers.get("content-range", "").partition("-")[0]
         if status == 206 and said != f"bytes {start}":
-            raise CheckpointError(f"{file.url}: asked for bytes from {start} on, got {said!r}")
+            raise CheckpointError(f"{file.where}: asked for bytes from {start} on, got {said!r}")
         length = answer.headers.get("content-length", "")
-        num_bytes = start + int(length) if length.isdigit() else file.num_bytes
-        if num_bytes is None:
-            raise CheckpointError(f"{file.url}: the server says no length; serve plain files")
+        said_bytes = [start + int(length)] if length.isdigit() else []
+        said_bytes += [] if file.num_bytes is None else [file.num_bytes]
+        if not said_bytes:
+            raise CheckpointError(f"{file.where}: the server says no length; serve plain files")
+        num_bytes = min(said_bytes)
         digest = FileDigest(file.digest.partition(":")[0], num_bytes=num_bytes)
         digest.add_file(target, start)
-        with target.open("r+b" if target.exists() else "xb", buffering=0) as stream:
-            stream.seek(start)
-            for chunk in answer.iter_raw():  # as they come: a kill loses none
+        with _opened(file, target, start) as stream:
+            for chunk in first_bytes(answer.iter_raw(), num_bytes - start):  # a kill loses none
                 if self.gave_up.is_set():
                     raise CheckpointError(f"{file.name}: given up, since another file failed")
                 _write(stream, chunk)
@@ -139,6 +140,20 @@ class Downloads:
             target.touch()
         digest.add_file(target, num_bytes)
         _compare(file, target, digest, size=_size(target), expected=num_bytes)
+
+
+def _opened(file: RemoteFile, target: Path, start: int) -> io.FileIO:
+    """To be written from `start` on. One that is read-only was finished once, perhaps by another
+    user, and has lost its end since: raises WrongDigest, and it begins anew."""
+    try:
+        stream = target.open("r+b" if target.exists() else "xb", buffering=0)
+    except PermissionError:
+        target.unlink(missing_ok=True)
+        if start:
+            raise WrongDigest(f"{file.where}: has lost its end") from None
+        stream = target.open("xb", buffering=0)
+    stream.seek(start)
+    return stream
 
 
 def _write(stream: io.FileIO, chunk: bytes) -> None:
@@ -160,9 +175,18 @@ def _compare(
     what = f"{size} bytes, not {expected}" if is_longer else f"{found[:16]}, not {promised[:16]}"
     name = "SHA-256" if kind == "sha256" else "digest as git counts it"
     raise WrongDigest(
-        f"{file.url}: its {name} is {what}; what came is removed: fetch again, and if it is so "
+        f"{file.where}: its {name} is {what}; what came is removed: fetch again, and if it is so "
         "again, the file, its list or a proxy between is at fault"
     )
+
+
+def first_bytes(chunks: Iterator[bytes], num_bytes: int) -> Iterator[bytes]:
+    """So many bytes, whatever a server sends beyond."""
+    for chunk in chunks:
+        yield chunk[:num_bytes]
+        num_bytes -= len(chunk)
+        if num_bytes <= 0:
+            return
 
 
 def cannot_write(error: OSError, target: Path) -> BatonError:

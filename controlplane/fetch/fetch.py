@@ -19,14 +19,23 @@ from pathlib import Path
 import httpx
 
 from controlplane.fetch.cache import ModelCache, is_commit
-from controlplane.fetch.download import CONNECT_S, SILENT_S, Downloads, NoRoom, cannot_write
+from controlplane.fetch.download import (
+    CONNECT_S,
+    SILENT_S,
+    Downloads,
+    NoRoom,
+    cannot_write,
+    first_bytes,
+)
 from controlplane.fetch.listing import (
     MAX_LIST_BYTES,
     Listing,
     RemoteFile,
+    is_address,
     name_in,
     of_hub,
     of_list,
+    shown,
 )
 from controlplane.fetch.settings import FetchSettings
 from protocol.errors import BatonError, CheckpointError
@@ -57,7 +66,7 @@ def fetch(argv: Sequence[str]) -> None:
 
 def fetched_folder(settings: FetchSettings) -> Path:
     """Where the model lies now."""
-    if settings.model.startswith(("http://", "https://")):
+    if is_address(settings.model):
         with _client() as client:
             return _by_address(settings, client)
     path = Path(settings.model).expanduser()
@@ -80,28 +89,35 @@ def _by_name(settings: FetchSettings, client: httpx.Client) -> Path:
 
 
 def _by_address(settings: FetchSettings, client: httpx.Client) -> Path:
-    url, cache = settings.model, ModelCache(settings.cache)
+    url, where, cache = settings.model, shown(settings.model), ModelCache(settings.cache)
     name = settings.name or name_in(url)
     if settings.sha256 and cache.whole(name, settings.sha256[:40]) is not None:
         return cache.link(name, BRANCH, settings.sha256[:40])
     try:
-        answer = client.get(url)
+        status, text = _beginning(client, url, MAX_LIST_BYTES + 1)
     except httpx.HTTPError as error:
-        return _kept(cache, name, BRANCH, why=f"{url} cannot be reached: {error}")
-    if answer.status_code >= 500:
-        return _kept(cache, name, BRANCH, why=f"{url}: HTTP {answer.status_code}")
-    if answer.status_code != 200 or len(answer.content) > MAX_LIST_BYTES:
+        return _kept(cache, name, BRANCH, why=f"{where} cannot be reached: {error}")
+    if status >= 500:
+        return _kept(cache, name, BRANCH, why=f"{where}: HTTP {status}")
+    if status != 200 or len(text) > MAX_LIST_BYTES:
+        size = f"at least {len(text)}" if len(text) > MAX_LIST_BYTES else f"{len(text)}"
         raise CheckpointError(
-            f"{url}: HTTP {answer.status_code}, {len(answer.content)} bytes; give the address of "
-            "a list as sha256sum prints it"
+            f"{where}: HTTP {status}, {size} bytes; give the address of a list as sha256sum prints "
+            f"it, of at most {MAX_LIST_BYTES >> 20} MiB"
         )
-    listing = of_list(url, answer.content, name=name)
+    listing = of_list(url, text, name=name)
     if settings.sha256 and not settings.sha256.startswith(listing.revision):
         raise CheckpointError(
-            f"{url}: is not the list of --sha256 {settings.sha256[:16]}..., but "
+            f"{where}: is not the list of --sha256 {settings.sha256[:16]}..., but "
             f"{listing.revision[:16]}...; see which of them is right"
         )
     return _into(cache, listing, BRANCH, client=client, settings=settings)
+
+
+def _beginning(client: httpx.Client, url: str, num_bytes: int) -> tuple[int, bytes]:
+    """The status of an address, and no more than so many bytes of what it has."""
+    with client.stream("GET", url, headers={"accept-encoding": "identity"}) as answer:
+        return answer.status_code, b"".join(first_bytes(answer.iter_raw(), num_bytes))
 
 
 def _kept(cache: ModelCache, name: str, asked: str, *, why: str) -> Path:
@@ -120,13 +136,14 @@ def _into(
     settings: FetchSettings,
 ) -> Path:  # fmt: skip
     model, revision = listing.model, listing.revision
+    source = shown(settings.model) if is_address(settings.model) else settings.model
     cache.open()
     try:
         with cache.held(model, revision) as partial:
             if cache.whole(model, revision) is None:
                 cache.begin(partial, cache.entry(model, revision))
                 _fill(partial, listing, client=client, retries=settings.retries)
-                facts = {"source": settings.model}
+                facts = {"source": source}
                 cache.finish(partial, model=model, revision=revision, facts=facts)
             return cache.link(model, asked, revision)
     except NoRoom as error:

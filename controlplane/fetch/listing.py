@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from protocol.errors import CheckpointError
 from protocol.process.model_folder import HubFile, HubModel
@@ -25,6 +25,11 @@ class RemoteFile:
     num_bytes: int | None = None
     """None: the server says it when asked for the file."""
 
+    @property
+    def where(self) -> str:
+        """Its address, as it is shown."""
+        return shown(self.url)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
@@ -43,6 +48,17 @@ class Listing:
     """For a server that refuses a file."""
 
 
+def is_address(model: str) -> bool:
+    """Whether a `--model` of `baton fetch` is that of a list, or means to be one."""
+    return "://" in model
+
+
+def shown(url: str) -> str:
+    """An address for a person to read: without a name, a password or a signature."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def of_hub(found: HubModel) -> Listing:
     """Raises CheckpointError for a name that no file of a model has."""
     return Listing(
@@ -59,24 +75,24 @@ def of_hub(found: HubModel) -> Listing:
 def of_list(url: str, text: bytes, *, name: str = "") -> Listing:
     """The files that a list names, beside it. The revision is the digest of the list. Raises
     CheckpointError, which names the line."""
-    files, seen = [], set()
-    for number, line in enumerate(_lines(url, text), 1):
+    files, seen, where = [], set(), shown(url)
+    for number, line in enumerate(_lines(where, text), 1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = _LINE.fullmatch(line)
         if parts is None:
             raise CheckpointError(
-                f"{url}: line {number}: must be a SHA-256, two spaces and a file's name; write the "
-                "list by: sha256sum FILE... > SHA256SUMS"
+                f"{where}: line {number}: must be a SHA-256, two spaces and a file's name; write "
+                "the list by: sha256sum FILE... > SHA256SUMS"
             )
         digest, file = parts[1].lower(), parts[2].removeprefix("./")
-        if _safe(file, url) in seen:
-            raise CheckpointError(f"{url}: line {number}: {file} for the second time")
+        if _safe(file, where) in seen:
+            raise CheckpointError(f"{where}: line {number}: {file} for the second time")
         seen.add(file)
         address = urljoin(url, quote(file))
         files.append(RemoteFile(name=file, url=address, digest=f"sha256:{digest}"))
     if not 0 < len(files) <= MAX_FILES:
-        raise CheckpointError(f"{url}: names {len(files)} files, must be 1 to {MAX_FILES}")
+        raise CheckpointError(f"{where}: names {len(files)} files, must be 1 to {MAX_FILES}")
     revision = hashlib.sha256(text).hexdigest()[:40]
     return Listing(model=name or name_in(url), revision=revision, files=tuple(files))
 
@@ -85,19 +101,22 @@ def name_in(url: str) -> str:
     """The folder's in the address of a list. Raises CheckpointError where there is none."""
     folder = PurePosixPath(urlsplit(url).path).parent.name
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", folder, re.ASCII):
-        raise CheckpointError(f"{url}: names no folder that could be a model's name; give --name")
+        raise CheckpointError(
+            f"{shown(url)}: names no folder that could be a model's name; give --name"
+        )
     return folder
 
 
-def _lines(url: str, text: bytes) -> list[str]:
+def _lines(where: str, text: bytes) -> list[str]:
     try:
         return text.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{url}: must be a list in UTF-8, as sha256sum prints it") from error
+        why = f"{where}: must be a list in UTF-8, as sha256sum prints it"
+        raise CheckpointError(why) from error
 
 
 def _of_hub_file(file: HubFile) -> RemoteFile:
-    name = _safe(file.name, file.url)
+    name = _safe(file.name, shown(file.url))
     return RemoteFile(name=name, url=file.url, digest=file.digest, num_bytes=file.num_bytes)
 
 

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import httpx
 from pydantic import Field, field_validator
 
+from controlplane.fetch.listing import is_address, shown
 from protocol.process.settings import CommandSettings
 
 
@@ -14,7 +16,9 @@ class FetchSettings(CommandSettings):
 
     model: str
     """What to fetch: `ORG/NAME[@REVISION]` on the hub, the address of a list of files with their
-    SHA-256 as `sha256sum` prints it (`https://HOST/FOLDER/SHA256SUMS`), or a folder."""
+    SHA-256 as `sha256sum` prints it (`https://HOST/FOLDER/SHA256SUMS`), or a folder. An address
+    with a name and a password in it is better set as BATON_MODEL than as a flag, which other users
+    of the machine can read."""
     cache: Path = Path("/cache")
     """Where models lie, a folder each: MODEL@REVISION. Only this command writes there. Several
     machines may share it; its file system should know `flock`."""
@@ -33,4 +37,14 @@ class FetchSettings(CommandSettings):
     def _something(cls, value: str) -> str:
         if not value.strip() or re.search(r"\s", value):
             raise ValueError("must be a name, an address or a folder, without spaces")
+        if is_address(value) and not _is_sound(value):
+            raise ValueError("must be an address: https://HOST/FOLDER/SHA256SUMS")
         return value
+
+
+def _is_sound(address: str) -> bool:
+    try:
+        url, _ = httpx.URL(address), shown(address)
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)

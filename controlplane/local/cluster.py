@@ -156,7 +156,7 @@ def _start_all(
 
 async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:
     """Router first, so that running requests still have workers; Redis last."""
-    drain_s = local.settings.drain_s
+    settings = local.settings
     by_name = local.children
     workers = [child for name, child in by_name.items() if name not in ("router", "redis")]
     router = [by_name[name] for name in ("router",) if name in by_name]
@@ -165,7 +165,8 @@ async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:
         for child in stage:
             child.stop()
         served = stage is not redis and any(child.was_ready for child in stage)
-        within_s = KILL_AFTER_S + (drain_s if served else 0.0)
+        linger_s = settings.linger_s if stage is router else 0.0
+        within_s = KILL_AFTER_S + (linger_s + settings.drain_s if served else 0.0)
         if not await all_ended(stage, within_s=within_s, hurry=hurry):
             for child in stage:
                 child.kill()

@@ -16,14 +16,19 @@ from protocol.process.listening import bound_socket
 
 LOOK_S = 0.25
 ANSWER_S = 2.0
+"""For a worker; whoever asks us has twice that, from the first byte to the last."""
+MOST_CONNECTIONS = 64
 _SAMPLE = re.compile(r"([A-Za-z_:][\w:]*)(\{(.*)\})?( .*)")
 
 
 class NodeStatus:
     """Of workers by name, each with the address of its metrics' server."""
 
-    def __init__(self, addresses: Mapping[str, str]) -> None:
+    def __init__(self, addresses: Mapping[str, str], *, within_s: float = 2 * ANSWER_S) -> None:
         self._addresses = addresses
+        self._within_s = within_s
+        self.num_connections = 0
+        """Of those who ask, at the moment."""
         self._why: dict[str, str | None] = dict.fromkeys(addresses, "starting")
         self._client = httpx.AsyncClient(timeout=ANSWER_S, trust_env=False)
         self.port = 0
@@ -44,10 +49,7 @@ class NodeStatus:
 
     async def keep_looking(self) -> None:
         while True:
-            answers = (self._ask(name, "/ready") for name in self._addresses)
-            for name, (status, text) in zip(
-                self._addresses, [await answer for answer in answers], strict=True
-            ):
+            for name, (status, text) in (await self._ask_all("/ready")).items():
                 self._why[name] = None if status == 200 else text.strip() or "starting"
             await asyncio.sleep(LOOK_S)
 
@@ -63,31 +65,49 @@ class NodeStatus:
             server.close()
             await self._client.aclose()
 
+    async def _ask_all(self, path: str) -> dict[str, tuple[int, str]]:
+        async with asyncio.TaskGroup() as tasks:
+            asked = {
+                name: tasks.create_task(self._ask(name, path), name=f"ask {name}")
+                for name in self._addresses
+            }
+        return {name: task.result() for name, task in asked.items()}
+
     async def _ask(self, name: str, path: str) -> tuple[int, str]:
         """Status 0: it does not answer."""
         try:
-            answer = await self._client.get(f"{self._addresses[name]}{path}")
-        except httpx.HTTPError:
+            async with asyncio.timeout(ANSWER_S):
+                answer = await self._client.get(f"{self._addresses[name]}{path}")
+        except (httpx.HTTPError, TimeoutError):
             return 0, ""
         return answer.status_code, answer.text
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.num_connections >= MOST_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self.num_connections += 1
         try:
-            async with asyncio.timeout(ANSWER_S):
-                words = (await reader.readline()).split()
-                while (await reader.readline()).strip():
-                    pass
-            path = urlsplit(words[1].decode(errors="replace")).path if len(words) > 1 else ""
-            status, text = await self._say(path)
-            body = f"{text}\n".encode()
-            kind = "text/plain; version=0.0.4; charset=utf-8"
-            head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
-            writer.write(f"{head}connection: close\r\n\r\n".encode() + body)
-            await writer.drain()
+            async with asyncio.timeout(self._within_s):
+                await self._answer_one(reader, writer)
+                writer.close()
+                await writer.wait_closed()
         except (OSError, ValueError, TimeoutError):
-            pass  # whoever asked is gone, or said nothing that is HTTP
+            pass  # whoever asked is gone, does not read, or said nothing that is HTTP
         finally:
-            writer.close()
+            self.num_connections -= 1
+            writer.transport.abort()
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        words = (await reader.readline()).split()
+        while (await reader.readline()).strip():
+            pass
+        path = urlsplit(words[1].decode(errors="replace")).path if len(words) > 1 else ""
+        status, text = await self._say(path)
+        body = f"{text}\n".encode()
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n"
+        writer.write(f"{head}connection: close\r\n\r\n".encode() + body)
 
     async def _say(self, path: str) -> tuple[str, str]:
         match path:
@@ -97,7 +117,7 @@ class NodeStatus:
                 why = self.not_ready()
                 return ("200 OK", "ok") if why is None else ("503 Service Unavailable", why)
             case "/metrics":
-                texts = {name: (await self._ask(name, path))[1] for name in self._addresses}
+                texts = {name: text for name, (_, text) in (await self._ask_all(path)).items()}
                 return "200 OK", merged(texts)
             case _:
                 return "404 Not Found", "/ready, /health and /metrics are here"

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from controlplane.checkout import shipped_model
@@ -70,6 +70,12 @@ class PoolSettings(RedisSettings):
     verbose: bool = False
     """Show every log line of every process, not only warnings."""
 
+    @model_validator(mode="after")
+    def _one_thread_a_core(self) -> "PoolSettings":
+        if self.pin and self.threads > 1:
+            raise ValueError(f"threads: {self.threads}: with pin each worker has one core")
+        return self
+
     @property
     def loopback(self) -> str:
         """Where all but the API listens: of the family of `host`, for it may be the only one."""
@@ -94,6 +100,9 @@ class UpSettings(PoolSettings):
     second."""
     redis: str = ""
     """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
+    linger_s: float = Field(default=0.0, ge=0)
+    """Seconds after SIGTERM in which the router still accepts, though not ready. 0: nothing is
+    before it that would send on."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the first worker's `/metrics`, the next one's is one higher, and so on; in the order
     in which they are shown. 0: any free ones. The router's are on the port of its API."""
@@ -139,7 +148,10 @@ def load_with_children(
     ours, child_env = _split(list(argv), fields, theirs=theirs)
     settings = load(kind, ours, prog=prog, others=theirs)
     from_file = _variables(read_file(settings.config), theirs=theirs)
-    return settings, {**from_file, **child_env}
+    child_env = {**from_file, **child_env}
+    if settings.pin and (cores := _variable(child_env, "CORES")):
+        raise SettingsError(f"cores: {cores!r}: with pin each worker gets one by turns")
+    return settings, child_env
 
 
 def _variable(child_env: Mapping[str, str], name: str) -> str:

@@ -93,7 +93,7 @@ def router_spec(
         "host": settings.host,
         "port": str(port),
         "processes": str(settings.router_processes),
-        "linger-s": "0",  # nothing is before it that would send on
+        "linger-s": str(settings.linger_s),
         "drain-s": str(settings.drain_s),
     }
     return _spec("router", "router", flags, {**redis_env(redis), **env})

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
@@ -113,15 +114,14 @@ async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
 
     async def leave_if_asked() -> None:
         await shutdown.asked.wait()
-        sys.stderr.flush()
-        os._exit(shutdown.exit_code)
+        try:
+            sys.stderr.flush()
+        finally:  # whoever read it may be gone
+            os._exit(shutdown.exit_code)
 
     threading.Thread(target=thread, name="load", daemon=True).start()
-    leave = asyncio.create_task(leave_if_asked(), name="leave-if-asked")
-    try:
+    async with _beside(leave_if_asked(), name="leave-if-asked"):
         return await asyncio.wrap_future(loaded)
-    finally:
-        leave.cancel()
 
 
 def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
@@ -151,11 +151,21 @@ async def _watched(
     if not parent_pid:
         return await main(shutdown)
     _signal_at_death_of_parent()
-    watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
-    try:
+    async with _beside(_watch_parent(parent_pid, shutdown), name="watch-parent"):
         return await main(shutdown)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[None, None, None], *, name: str) -> AsyncIterator[None]:
+    """Runs `work` until the block ends. Raises what it raised, and what the block does as it is,
+    which a TaskGroup would not."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
     finally:
-        watch.cancel()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _ignore(signals: Sequence[signal.Signals]) -> None:

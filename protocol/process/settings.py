@@ -268,7 +268,7 @@ def load(
     except SourceError as error:
         text = str(error).removeprefix("error parsing CLI: ")
         why = text.replace("unrecognized arguments:", "unknown setting:")
-        raise SettingsError(why) from error
+        raise SettingsError(_without_secrets(why)) from error
     given = {**environment, **flags}
     try:
         file = read_file(given.get("config"))
@@ -312,7 +312,13 @@ def _explain(error: ErrorDetails) -> str:
     rule = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         return rule
-    value = re.sub(r"//.*@", "//", repr(error["input"]))  # a URL's password is not for logs
+    given = error["input"]
+    shown = repr(_without_secrets(given) if isinstance(given, str) else given)
     if field in SECRET:
-        value = "the value given"
-    return f"{field}: {value}: {rule[0].lower()}{rule[1:]}"
+        shown = "the value given"
+    return f"{field}: {shown}: {rule[0].lower()}{rule[1:]}"
+
+
+def _without_secrets(text: str) -> str:
+    """Names and passwords in a URL, and its query, which may hold one too, are not for logs."""
+    return re.sub(r"(?s)(://[^?#]*)[?#].*", r"\1", re.sub(r"(?s)//.*@", "//", text))

@@ -1,7 +1,7 @@
 """Where a deployment's Redis is, who we are there, and what all our keys begin with. Pure."""
 
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 SCHEMES = ("redis://", "rediss://", "unix://")
 DEFAULT_PORT = 6379
@@ -27,24 +27,18 @@ class RedisAddress:
         host = parts.hostname or "localhost"
         return f"{f'[{host}]' if ':' in host else host}:{parts.port or DEFAULT_PORT}"
 
-    @property
-    def url_with_secrets(self) -> str:
-        """For clients of others' making; never for a log or a command line."""
-        if not self.username and not self.password:
-            return self.url
-        scheme, _, rest = self.url.partition("://")
-        who = f"{quote(self.username, safe='')}:{quote(self.password, safe='')}"
-        return f"{scheme}://{who}@{rest}"
-
 
 def read_address(url: str) -> RedisAddress:
     """The address that a person wrote, who may have put a name and a password into it. Raises
     ValueError, without the value, for what cannot be one of a Redis."""
     if not url.startswith(SCHEMES):
         raise ValueError("must start with redis://, rediss:// or unix://")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ValueError("must be redis://HOST:PORT/NUMBER") from error
     who, at, place = parts.netloc.rpartition("@")
-    if "@" in parts.path:
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
         raise ValueError("its password must have %2F for /, %3F for ?, %23 for # and %40 for @")
     try:
         _ = parts.port

@@ -73,7 +73,8 @@ class RedisServer:
     @contextmanager
     def client(self) -> Iterator[Redis]:
         """What lies in it, past any store of ours."""
-        client = Redis.from_url(self.address.url_with_secrets)
+        who = self.address
+        client = Redis.from_url(who.url, username=who.username or None, password=who.password)
         try:
             yield client
         finally:

@@ -16,6 +16,7 @@ NOT_PURE = (
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
     "unit/controlplane/local/test_embedded_redis.py",
+    "unit/controlplane/local/test_node_status.py",
     "unit/controlplane/local/test_ports.py",
     "unit/controlplane/local/test_proxies.py",
     "unit/controlplane/local/test_watch.py",

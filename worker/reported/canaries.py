@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, Protocol, assert_never
 
 from protocol.errors import StoreError
 from protocol.ids import WorkerId
@@ -21,7 +21,8 @@ from worker.reported.canary_end import CanaryEnd, CanarySource
 FIRST_S: Final = 3.0
 """For a block: the largest take milliseconds, a link that is opened first seconds at most."""
 MOST_PEERS: Final = 3
-"""Asked before the worker is ready, one after another: within ten seconds."""
+ROUND_S: Final = 10.0
+"""For those peers, one after another, before the worker is ready."""
 AGAIN_S: Final = 1.0
 EVERY_S: Final = 30.0
 MOST_TOLD: Final = 16
@@ -74,14 +75,34 @@ class PeerCanaries:
             await self._look(registration)
 
     async def _look_first(self, registration: Registration) -> str | None:
-        """Why nothing came from anybody; None: something came, or there is nobody."""
-        peers = await self._peers(registration)
-        for peer in list(peers.values())[:MOST_PEERS]:
-            if (await self._ask(peer)).outcome != "failed":
-                return None
-        if not peers:
-            return None
-        return "; ".join(f"no KV comes from {one}: {why}" for one, why in self._failing.items())
+        """Why nothing came from anybody; None: something came, there is nobody, or all the time
+        this worker had no block to spare, for it serves."""
+        peers = list((await self._peers(registration)).values())[:MOST_PEERS]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ROUND_S):
+                if await self._reach_one(peers):
+                    return None
+        whys = (f"no KV comes from {one}: {why}" for one, why in self._failing.items())
+        return "; ".join(whys) or None
+
+    async def _reach_one(self, peers: Sequence[PrefixSource]) -> bool:
+        """Whether one answered. Asks again where it was this worker that had no block."""
+        while peers:
+            skipped = []
+            for peer in peers:
+                match (await self._ask(peer)).outcome:
+                    case "landed" | "declined":
+                        return True
+                    case "skipped":
+                        skipped.append(peer)
+                    case "failed":
+                        pass
+                    case outcome:
+                        assert_never(outcome)
+            if skipped:
+                await asyncio.sleep(self._again_s)
+            peers = skipped
+        return False
 
     async def _look(self, registration: Registration) -> None:
         """At one more peer, and at those from which nothing came."""
@@ -136,7 +157,7 @@ class PeerCanaries:
             async with asyncio.timeout(self._first_s + ANSWER_S):
                 end = await ended
         except TimeoutError:
-            end = CanaryEnd(outcome="skipped", seconds=self._first_s, why="no time to look")
+            end = CanaryEnd(outcome="failed", why=f"no answer within {self._first_s:g} s")
         self._metrics.canaries.labels(end.outcome).inc()
         self._note(peer.worker, end.why if end.outcome == "failed" else None)
         return end

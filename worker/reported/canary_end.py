@@ -13,7 +13,6 @@ CanaryOutcome = Literal["landed", "declined", "failed", "skipped"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanaryEnd:
     outcome: CanaryOutcome
-    seconds: float
     why: str
     """The transport, or what went wrong."""
 

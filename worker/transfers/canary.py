@@ -4,8 +4,6 @@ The source lends a block of no contents, and its bytes are verified as any other
 their block back. Held on the engine's thread, ended on the sink's.
 """
 
-import time
-from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import assert_never
@@ -32,13 +30,11 @@ class CanaryFetches:
         engine: Engine,
         block_tokens: int,
         quarantine: Quarantine,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink = sink
         self._engine = engine
         self._block_tokens = block_tokens
         self._quarantine = quarantine
-        self._clock = clock
         self._loans = count(-1, -1)
         """Of blocks that this worker lends itself: those that peers ask for are positive."""
 
@@ -50,29 +46,27 @@ class CanaryFetches:
     def fetch_block(self, source: PrefixSource, *, within_s: float, on_end: OnCanaryEnd) -> None:
         """`on_end` is told once, on a thread of the engine or the sink."""
         loan = LoanId(next(self._loans))
-        fetch = partial(self._fetch, source, loan, self._clock(), within_s, on_end)
+        fetch = partial(self._fetch, source, loan, within_s, on_end)
         self._engine.hold_spare(SpareToHold(loan=loan, tell=fetch))
 
     def _fetch(
-        self, source: PrefixSource, loan: LoanId, began_s: float, within_s: float,
-        on_end: OnCanaryEnd, block: int | None,
+        self, source: PrefixSource, loan: LoanId, within_s: float, on_end: OnCanaryEnd,
+        block: int | None,
     ) -> None:  # fmt: skip
         if block is None:
-            on_end(CanaryEnd(outcome="skipped", seconds=0.0, why="no block to spare"))
+            on_end(CanaryEnd(outcome="skipped", why="no block to spare"))
             return
         try:
             self._sink.pull(
                 source, seed=CANARY, token_ids=[0] * self._block_tokens, hashes=[CANARY],
                 first_block=0, block_ids=[block], deadline_s=within_s,
-                on_end=partial(self._ended, loan, block, began_s, on_end),
+                on_end=partial(self._ended, loan, block, on_end),
             )  # fmt: skip
         except (CapacityError, ValueError) as error:
             self._engine.end_loan(loan)
-            on_end(CanaryEnd(outcome="skipped", seconds=0.0, why=str(error)))
+            on_end(CanaryEnd(outcome="skipped", why=str(error)))
 
-    def _ended(
-        self, loan: LoanId, block: int, began_s: float, on_end: OnCanaryEnd, end: FetchEnd
-    ) -> None:
+    def _ended(self, loan: LoanId, block: int, on_end: OnCanaryEnd, end: FetchEnd) -> None:
         """Nobody writes into the block any more, unless the end quarantines it."""
         give_back = partial(self._engine.end_loan, loan)
         if not isinstance(end, Landed) and block in end.quarantined:
@@ -80,7 +74,7 @@ class CanaryFetches:
         else:
             give_back()
         outcome, why = _told(end)
-        on_end(CanaryEnd(outcome=outcome, seconds=self._clock() - began_s, why=why))
+        on_end(CanaryEnd(outcome=outcome, why=why))
 
 
 def _told(end: FetchEnd) -> tuple[CanaryOutcome, str]:

@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import huggingface_hub.constants as hub_constants
 import pytest
+from support.capabilities import without_rights_over_files
 from support.eventually import eventually
 from support.hub import COMMIT, HubServer, hub_server, sha256_list
 
-from controlplane.fetch.download import NoRoom, WrongDigest
+from controlplane.fetch.download import Downloads, NoRoom, WrongDigest
 from controlplane.fetch.fetch import fetched_folder
+from controlplane.fetch.listing import Listing, RemoteFile
 from controlplane.fetch.settings import FetchSettings
-from protocol.errors import CheckpointError
+from protocol.errors import CheckpointError, SettingsError
 from protocol.process.model_folder import resolve_model
+from protocol.process.settings import load
 from tools.make_checkpoint import Shape, make_checkpoint
 
 NAME = "acme/small-1.0"
@@ -200,18 +204,151 @@ def test_an_entry_that_lost_a_file_is_made_whole(
     assert hub.sent == [WEIGHTS]
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+@pytest.mark.parametrize("source", ["hub", "list"])
+def test_an_entry_of_which_a_file_lost_its_end_is_made_whole_by_any_user(
+    cache: Path, checkpoint: Path, hub: HubServer, source: str, left: int
+) -> None:
+    address = listed(hub, checkpoint)
+    model = NAME if source == "hub" else address
+    with without_rights_over_files():
+        folder = fetched(model, cache, hub=hub)
+    os.truncate(folder / WEIGHTS, left)
+    with without_rights_over_files():
+        assert whole(fetched(model, cache, hub=hub), checkpoint)
+
+
+def test_an_entry_whose_marker_lost_its_end_is_made_whole(
+    cache: Path, checkpoint: Path, hub: HubServer
+) -> None:
+    folder = fetched(NAME, cache, hub=hub)
+    os.truncate(folder / "baton-fetched.json", 10)
+    with without_rights_over_files():
+        folder = fetched(NAME, cache, hub=hub)
+    assert whole(folder, checkpoint)
+    assert resolve_model(folder).revision == COMMIT
+
+
+@pytest.mark.parametrize("is_anothers", [False, True])
+def test_a_finish_that_was_killed_is_finished_by_any_user_of_the_group(
+    cache: Path, checkpoint: Path, hub: HubServer, is_anothers: bool
+) -> None:
+    entry = fetched(NAME, cache, hub=hub).resolve()
+    entry.rename(partial_of(cache))  # all is there, the marker read-only, and not yet at its place
+    if is_anothers:
+        give_away(partial_of(cache))
+    with without_rights_over_files():
+        folder = fetched(NAME, cache, hub=hub)
+    assert whole(folder, checkpoint)
+    told = json.loads((folder / "baton-fetched.json").read_text())
+    assert set(told["files"]) == {one.name for one in folder.iterdir()} - {"baton-fetched.json"}
+
+
+def give_away(folder: Path) -> None:
+    """To another user of our group."""
+    try:
+        for path in (*folder.iterdir(), folder):
+            os.chown(path, 12345, -1)
+    except PermissionError:
+        pytest.skip("needs the right to give files away")
+    folder.chmod(0o775)
+
+
+def listed(hub: HubServer, folder: Path) -> str:
+    """The address of a list of the files of `folder`."""
+    files = {one.name: one.read_bytes() for one in folder.iterdir()}
+    hub.lists = {f"/models/small/{name}": text for name, text in files.items()}
+    hub.lists["/models/small/SHA256SUMS"] = sha256_list(files)
+    return f"{hub.url}/models/small/SHA256SUMS"
+
+
 def test_a_list_of_files_is_fetched_by_its_address(
     cache: Path, checkpoint: Path, hub: HubServer
 ) -> None:
-    files = {one.name: one.read_bytes() for one in checkpoint.iterdir()}
-    hub.lists = {f"/models/small/{name}": text for name, text in files.items()}
-    hub.lists["/models/small/SHA256SUMS"] = sha256_list(files)
+    address = listed(hub, checkpoint)
     hub.cut_at[f"/models/small/{WEIGHTS}"] = 100
-    address = f"{hub.url}/models/small/SHA256SUMS"
     folder = fetched(address, cache, retries=1)
     assert folder == cache / "small@main" and whole(folder, checkpoint)
     found = resolve_model(folder)
     assert found.name == "small" and len(found.revision) == 40
+
+
+SECRET = "s3cret"
+
+
+def with_secrets(address: str) -> str:
+    """A name and a password, and a signature."""
+    return f"{address.replace('http://', f'http://me:{SECRET}@')}?signature={SECRET}"
+
+
+def test_a_password_is_sent_and_neither_kept_nor_shown(
+    cache: Path, checkpoint: Path, hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = listed(hub, checkpoint)
+    hub.lists["/models/small/SHA256SUMS?signature=s3cret"] = hub.lists["/models/small/SHA256SUMS"]
+    folder = fetched(with_secrets(address), cache)
+    assert {one.split()[0] for one in hub.tokens} == {"Basic"}
+    told = json.loads((folder / "baton-fetched.json").read_text())
+    assert told["source"] == address
+    assert not any(SECRET.encode() in one.read_bytes() for one in cache.rglob("*") if one.is_file())
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/none/SHA256SUMS", None),
+        ("/m/SHA256SUMS", b"no list"),
+        ("/m/SHA256SUMS", b"\xff"),
+        ("/m/SHA256SUMS", b""),
+        ("/m/SHA256SUMS", sha256_list({"../x": b""})),
+        ("/m/SHA256SUMS", sha256_list({"gone.json": b""})),
+        ("/m/SHA256SUMS", sha256_list({"wrong.json": b""})),
+        ("/%/SHA256SUMS", b""),
+    ],
+)
+def test_no_error_shows_a_password_or_a_signature(
+    cache: Path, hub: HubServer, path: str, text: bytes | None
+) -> None:
+    hub.lists = {"/m/wrong.json": b"wrong"}
+    if text is not None:
+        hub.lists[f"{path}?signature={SECRET}"] = text
+    for address in (f"{hub.url}{path}", f"http://127.0.0.1:1{path}"):
+        said = refused(with_secrets(address), cache)
+        assert SECRET not in said and (path in said or "/m/" in said)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:s3/cret@h/m/SHA256SUMS",
+        "http://me:s3\u2100cret@h/m/SHA256SUMS",
+        "s3://me:s3cret@h/m/SHA256SUMS?signature=s3cret",
+        "https:///m/SHA256SUMS",
+    ],
+)
+def test_what_is_no_address_is_refused_without_it(address: str) -> None:
+    with pytest.raises(SettingsError, match="must be an address") as said:
+        load(FetchSettings, ["--model", address])
+    assert "cret" not in str(said.value)
+
+
+def test_no_more_of_a_list_is_read_than_a_list_may_have(cache: Path, hub: HubServer) -> None:
+    hub.lists["/m/SHA256SUMS"] = b"x" * (64 << 20)
+    said = refused(f"{hub.url}/m/SHA256SUMS", cache)
+    assert "at least 4194305 bytes" in said
+
+
+def test_no_more_of_a_file_is_kept_than_it_has(cache: Path, hub: HubServer) -> None:
+    file = RemoteFile(name="a", url=f"{hub.url}/a", digest=f"sha256:{'0' * 64}", num_bytes=5)
+    hub.lists["/a"] = b"x" * (8 << 20)
+    sizes: list[int] = []
+    with httpx.Client(trust_env=False) as client:
+        listing = Listing(model="m", revision="r", files=(file,))
+        downloads = Downloads(client, listing, retries=0, note=sizes.append)
+        with pytest.raises(WrongDigest):
+            downloads.fetch(file, cache / "a")
+    assert sum(sizes) == 5
 
 
 def test_a_list_that_is_not_the_one_named_is_refused(cache: Path, hub: HubServer) -> None:

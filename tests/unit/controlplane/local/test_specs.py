@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from controlplane.local.child import ChildSpec
-from controlplane.local.settings import UpSettings
+from controlplane.local.settings import ONE_WORKER_ONLY, UpSettings, load_up
 from controlplane.local.specs import gpu_share, router_spec, worker_specs
+from protocol.errors import SettingsError
 from protocol.store.address import RedisAddress
 
 REDIS = RedisAddress(url="unix:///r")
@@ -51,6 +52,32 @@ def test_only_the_router_listens_where_clients_come_from() -> None:
     router = router_spec(settings, redis=REDIS, port=8080, env={})
     assert (_flag(router, "--host"), _flag(router, "--port")) == ("0.0.0.0", "8080")
     assert {_flag(spec, "--host") for spec in _specs(settings)} == {"127.0.0.1"}
+
+
+def test_a_router_lingers_as_it_is_told_which_is_not_at_all_unless_told() -> None:
+    for flags, linger_s in (([], 0.0), (["--linger-s", "7"], 7.0)):
+        router = router_spec(load_up(flags).settings, redis=REDIS, port=8080, env={})
+        assert float(_flag(router, "--linger-s")) == linger_s
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("--pin", "--threads", "2"), "threads: 2: with pin"),
+        (("--pin", "--cores", "0-1"), "cores: '0-1': with pin"),
+    ],
+)
+def test_what_pinning_would_overrule_is_refused(flags: tuple[str, ...], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        load_up(flags)
+
+
+def test_no_flag_of_a_child_beats_one_that_the_supervisor_hands_on() -> None:
+    """Flags win over the environment, by which children are told what only they know."""
+    settings = _settings(pin=True, kv_blocks=9, served_name="m")
+    specs = [*_specs(settings), router_spec(settings, redis=REDIS, port=8080, env={})]
+    given = {word[2:].replace("-", "_") for s in specs for word in s.command if word[:2] == "--"}
+    assert given - {"cores"} <= UpSettings.model_fields.keys() | ONE_WORKER_ONLY
 
 
 @pytest.mark.parametrize("name", ["--served-name", "--kv-blocks", "--cores"])

@@ -28,6 +28,11 @@ def test_a_secret_in_the_address_is_kept_where_nothing_shows_it() -> None:
         (("--redis", f"redis://:{SECRET}@h", "--redis-password", SECRET + "2"), "give one of them"),
         (("--redis", f"redis://:{SECRET}/@h"), "redis: 'redis://h': its password must have %2F"),
         (("--redis-password", f"{SECRET}\n"), "redis_password: the value given: begins or ends"),
+        (("--redis", f"redis://me@h/0?password=a {SECRET}"), "redis: 'redis://h/0': name and"),
+        (("--redis", f"redis://:12#{SECRET}@h"), "redis: 'redis://h': its password must have %2F"),
+        (("--redis", f"redis://:{SECRET}\u2100@h"), "redis: 'redis://h': must be redis://HOST"),
+        (("--redys", f"redis://:{SECRET}@h"), "unknown setting: --redys redis://h"),
+        (("--redys", f"redis://h?password={SECRET}"), "unknown setting: --redys redis://h"),
         (("--redis-prefix", "a*"), "redis_prefix: 'a*'"),
     ],
 )

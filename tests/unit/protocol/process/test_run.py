@@ -26,6 +26,28 @@ def test_a_process_that_leaves_says_its_last_word_and_is_not_taken_down_first() 
     assert (done.returncode, done.stdout) == (3, "last word\n")
 
 
+LOADS = """
+import sys, time
+from protocol.process.run import load, run
+
+class Gone:
+    def flush(self):
+        raise BrokenPipeError
+
+async def main(shutdown):
+    sys.stderr = Gone()
+    shutdown.ask("test", exit_code=3)
+    await load(lambda: time.sleep(60), shutdown)
+
+sys.exit(run("test", main))
+"""
+
+
+def test_a_process_that_loads_leaves_when_asked_though_nobody_reads_what_it_says() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADS], cwd=ROOT, timeout=30)
+    assert done.returncode == 3
+
+
 SLOW_TO_LEAVE = """
 import asyncio, sys, time
 from protocol.process.run import run

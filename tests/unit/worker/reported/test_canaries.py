@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 from support.eventually import soon
+from support.jumping_clock import JumpingLoop
 from support.words import beat, registration
 
 from protocol.errors import StoreError
@@ -13,7 +14,7 @@ from protocol.ids import WorkerId
 from protocol.messages import PrefixSource, Role
 from protocol.process.metrics import WorkerMetrics
 from protocol.store.workers import WorkerRecord
-from worker.reported.canaries import PeerCanaries
+from worker.reported.canaries import ROUND_S, PeerCanaries
 from worker.reported.canary_end import CanaryEnd, CanaryOutcome, OnCanaryEnd
 
 
@@ -28,14 +29,17 @@ class World:
 
     can_fetch = True
 
-    def __init__(self, *workers: WorkerRecord) -> None:
+    def __init__(self, *workers: WorkerRecord, again_s: float = 0.001) -> None:
         self.workers: Sequence[WorkerRecord] = workers
         self.outcomes: dict[str, CanaryOutcome] = {}
         self.asked: list[str] = []
+        self.silent: set[str] = set()
         self.is_redis_away = False
         self.metrics = WorkerMetrics()
         self.metrics.health.note("ready")
-        self.canaries = PeerCanaries(self, self, metrics=self.metrics, again_s=0.001, every_s=0.001)
+        self.canaries = PeerCanaries(
+            self, self, metrics=self.metrics, again_s=again_s, every_s=0.001
+        )
 
     async def list_workers(self) -> Sequence[WorkerRecord]:
         if self.is_redis_away:
@@ -44,8 +48,10 @@ class World:
 
     def fetch_block(self, source: PrefixSource, *, within_s: float, on_end: OnCanaryEnd) -> None:
         self.asked.append(source.worker)
+        if source.worker in self.silent:
+            return
         outcome = self.outcomes.get(source.worker, "landed")
-        on_end(CanaryEnd(outcome=outcome, seconds=0.001, why=f"{outcome} by {source.worker}"))
+        on_end(CanaryEnd(outcome=outcome, why=f"{outcome} by {source.worker}"))
 
     @property
     def why(self) -> str | None:
@@ -139,3 +145,46 @@ def test_a_peer_that_answers_and_has_no_block_to_spare_is_no_reason_to_wait() ->
             assert world.canaries.unreachable == ()
 
     asyncio.run(test())
+
+
+def test_a_worker_without_a_block_to_spare_asks_again_and_is_not_ready_meanwhile() -> None:
+    async def test() -> None:
+        world = World(record("prefill-0"))
+        world.outcomes["prefill-0"] = "skipped"
+        async with world.running():
+            await soon(lambda: len(world.asked) > 2)
+            assert world.why is not None
+            world.outcomes.clear()
+            await soon(lambda: world.why is None)
+
+    asyncio.run(test())
+
+
+def first_word(world: World) -> tuple[str | None, float]:
+    """What a worker says once it has asked its peers, and when, by a clock that jumps."""
+
+    async def test() -> tuple[str | None, float]:
+        async with world.running():
+            while world.why == "it has not looked for peers yet":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            return world.why, asyncio.get_running_loop().time()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        return runner.run(test())
+
+
+def test_three_peers_that_never_answer_are_told_within_the_round() -> None:
+    names = [f"prefill-{index}" for index in range(3)]
+    world = World(*map(record, names), again_s=1.0)
+    world.silent = set(names)
+    why, after_s = first_word(world)
+    assert "no answer within 3 s" in str(why)
+    assert after_s < ROUND_S + 0.1
+
+
+def test_a_worker_that_has_no_block_to_spare_all_the_time_serves() -> None:
+    world = World(record("prefill-0"), again_s=1.0)
+    world.outcomes["prefill-0"] = "skipped"
+    why, after_s = first_word(world)
+    assert why is None
+    assert ROUND_S - 0.1 < after_s < ROUND_S + 0.1
