@@ -112,6 +112,7 @@ def test_no_answer_mixes_the_tokenisers_of_old_and_new_workers(
                     before.ask(signal.SIGTERM)
                 for before in old:
                     assert await asyncio.to_thread(before.wait, 60) == 0
+                await soon(lambda: len(heard) > 1, START_S, "new workers answer")
                 is_over.set()
             fresh = free_port()
             stack.enter_context(router(redis, fresh))
