@@ -31,9 +31,10 @@ from router.failover.stall import StallLimits
 from router.fast_path.fast_path import make_fast_path
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
-from router.models.alias_file import AliasWatch
+from router.models.alias_file import watch_aliases
 from router.models.kept_texts import KeptTexts, default_folder
 from router.models.served import ServedModels
+from router.models.snapshot import Aliases
 from router.models.text_reading import ReadingRules
 from router.models.texts import Texts
 from router.placement.kernel import kernel
@@ -47,6 +48,7 @@ from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, KeptResponses, Runtime, num_owners
 from router.settings import RouterSettings
 from router.tenants.tenancy import Tenancy
+from router.watched_file import WatchedFile
 from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer, bound_connections
 from router.workers.index_feed import IndexFeed
@@ -111,7 +113,7 @@ class _Parts:
     dispatcher: Dispatcher
     cluster: LocalCluster
     models: ServedModels
-    aliases: AliasWatch | None
+    aliases: WatchedFile[Aliases] | None
     tenancy: Tenancy | None
 
 
@@ -141,7 +143,7 @@ def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptRe
 
 def _models(
     settings: RouterSettings, registry: Registry, metrics: RouterMetrics
-) -> tuple[ServedModels, AliasWatch | None]:
+) -> tuple[ServedModels, WatchedFile[Aliases] | None]:
     rules = ReadingRules(
         tool_format=settings.tool_format,
         reasoning_format=settings.reasoning_format,
@@ -152,7 +154,7 @@ def _models(
     models = ServedModels(registry, texts, patience_s=settings.patience_s)
     if settings.aliases_file is None:
         return models, None
-    return models, AliasWatch(settings.aliases_file, models.use_aliases, metrics)
+    return models, watch_aliases(settings.aliases_file, models.use_aliases, metrics)
 
 
 def _build(

@@ -14,6 +14,7 @@ from protocol.errors import CheckpointError
 from protocol.readings import PoolingKind
 from protocol.text.model_files import read_whole
 from protocol.text.text_config import read_json_object, read_json_object_if_there
+from protocol.text.text_files import pooling_file
 
 _USUAL: PoolingKind = "last"
 _PREFIX = "pooling_mode_"
@@ -59,7 +60,10 @@ def _pooling(path: Path, modules: Sequence[Mapping[str, Any]]) -> tuple[PoolingK
     names = [_name(module) for module in modules]
     if names[:2] != ["Transformer", "Pooling"] or set(names[2:]) - {"Normalize"}:
         return _USUAL, f"modules {', '.join(names)}"
-    modes = _modes(read_json_object(path / str(modules[1].get("path")) / "config.json"))
+    file = pooling_file(modules)
+    if not file or not (path / file).is_file():
+        return _USUAL, f"pooling that {file or 'modules.json'} does not tell"
+    modes = _modes(read_json_object(path / file))
     if len(modes) == 1 and modes[0] in _KINDS:
         return _KINDS[modes[0]], ""
     return _USUAL, f"pooling {', '.join(modes)}"

@@ -5,6 +5,7 @@ there and wherever that is.
 """
 
 import hashlib
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ TEXT_FILES = (
     *("processor_config.json", "additional_chat_templates/*.jinja", "modules.json"),
     "*_Pooling/config.json",
 )
-"""As patterns, below a checkpoint's folder."""
+"""As patterns, below a checkpoint's folder; of a last one whose folder has another name
+`pooling_file` tells."""
+_FOLDER = re.compile(r"\w[\w.-]*", re.ASCII)
 MAX_ARCHIVE_BYTES = 512 << 20
 """Of all files together, unpacked."""
 MAX_PART_BYTES = 1 << 20
@@ -45,8 +48,12 @@ class TextFiles:
     def read(cls, folder: Path) -> "TextFiles":
         """Those that are there. Raises CheckpointError for one that cannot be read."""
         found = (path for pattern in TEXT_FILES for path in folder.glob(pattern))
-        names = sorted(path.relative_to(folder).as_posix() for path in found)
-        return cls({name: _read(folder / name) for name in names if _NAME.fullmatch(name)})
+        names = {path.relative_to(folder).as_posix() for path in found}
+        files = {name: _read(folder / name) for name in sorted(names) if _NAME.fullmatch(name)}
+        pooling = _pooling_file(files)
+        if pooling not in files and (folder / pooling).is_file():
+            files[pooling] = _read(folder / pooling)
+        return cls(files)
 
     @cached_property
     def digest(self) -> str:
@@ -72,8 +79,9 @@ class TextFiles:
             files = cls(_files.decode(packed))
         except (zlib.error, msgspec.MsgspecError) as error:
             raise WireError(f"text files: {error}") from error
+        pooling = _pooling_file(files.files)
         for name in files.files:
-            if not _NAME.fullmatch(name):
+            if not _NAME.fullmatch(name) and name != pooling:
                 raise WireError(f"text files: {name!r:.100} is none of them")
         if files.digest != digest:
             raise WireError(f"text files: their digest is {files.digest}, not {digest}")
@@ -85,6 +93,23 @@ class TextFiles:
             file = folder / name
             file.parent.mkdir(exist_ok=True)
             file.write_bytes(content)
+
+
+def pooling_file(modules: object) -> str:
+    """Where `modules.json`, parsed, says that a checkpoint has how it pools; "" where it names no
+    folder in the checkpoint's own."""
+    match modules:
+        case [_, {"path": str(folder)}, *_] if _FOLDER.fullmatch(folder):
+            return f"{folder}/config.json"
+    return ""
+
+
+def _pooling_file(files: Mapping[str, bytes]) -> str:
+    """As `pooling_file`; "" too where there are no such modules."""
+    try:
+        return pooling_file(json.loads(files.get("modules.json", b"[]")))
+    except (ValueError, RecursionError):
+        return ""  # whoever reads it says so
 
 
 def _read(file: Path) -> bytes:

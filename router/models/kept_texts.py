@@ -1,27 +1,38 @@
 """Text files on this machine's disk, by digest: what one router asked for, the next need not.
 
-Any number of processes of one user share the folder. Nothing is believed of it but what has the
-digest that it is looked for by.
+Any number of processes of one user share the folder: what is in it may be removed by another at any
+time, so it is where texts are found, not where they are read for the first time. Nothing is
+believed of it but what has the digest that it is looked for by.
 """
 
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from protocol.errors import CheckpointError
+from protocol.errors import BatonError, CheckpointError
 from protocol.process.own_folder import make_own
 from protocol.text.text_files import TextFiles
 
 NUM_KEPT = 8
+_DRAFT = "new-"
+DRAFT_S = 60.0
+"""One as old as this was left by a process that died while it wrote."""
 log = logging.getLogger("baton.models")
 
 
 def default_folder() -> Path:
     """Of this user, among the system's temporary files."""
-    return Path(tempfile.gettempdir()) / f"baton-texts-{os.geteuid()}"
+    try:
+        root = tempfile.gettempdir()
+    except OSError:  # none can be written now
+        root = "/tmp"
+    return Path(root) / f"baton-texts-{os.geteuid()}"
 
 
 class KeptTexts:
@@ -36,10 +47,10 @@ class KeptTexts:
         found = self._folder / digest
         try:
             make_own(self._folder)
-            if not found.is_dir() or TextFiles.read(found).digest != digest:
+            if not _is_whole(found, digest):
                 return None
             os.utime(found)
-        except (OSError, CheckpointError) as error:
+        except (OSError, BatonError) as error:
             log.info("kept text not used", extra={"folder": str(found), "why": str(error)})
             return None
         return found
@@ -48,24 +59,47 @@ class KeptTexts:
         """Their folder from now on, and the least used of more than `num_kept` goes. Raises OSError
         or NotOurs where nothing can be written."""
         make_own(self._folder)
-        made = Path(tempfile.mkdtemp(prefix="new-", dir=self._folder))
+        made = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=self._folder))
         goal = self._folder / files.digest
         try:
             files.write(made)
-            shutil.rmtree(goal, ignore_errors=True)  # `find` refused it
-            with suppress(FileExistsError, OSError):  # another process was first: the same bytes
-                made.rename(goal)
+            with _locked(self._folder):
+                if not _is_whole(goal, files.digest):  # else another process was first
+                    shutil.rmtree(goal, ignore_errors=True)
+                    made.rename(goal)
+                self._remove_others(goal)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-        self._remove_others(goal)
         return goal
 
     def _remove_others(self, newest: Path) -> None:
-        """A process that is reading one of them asks for it again."""
-        folders = [path for path in self._folder.iterdir() if path != newest]
-        folders.sort(key=_used_at, reverse=True)
-        for folder in folders[self._num_kept - 1 :]:
+        """A process that is reading one of them asks a worker for it again."""
+        begun = time.time() - DRAFT_S
+        others = [path for path in self._folder.iterdir() if path != newest]
+        drafts = [path for path in others if path.name.startswith(_DRAFT)]
+        texts = sorted(set(others) - set(drafts), key=_used_at, reverse=True)
+        left = [path for path in drafts if _used_at(path) < begun]
+        for folder in (*left, *texts[self._num_kept - 1 :]):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """For one process at a time. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    """Also False of one that is removed meanwhile, or was changed."""
+    try:
+        return folder.is_dir() and TextFiles.read(folder).digest == digest
+    except CheckpointError:
+        return False
 
 
 def _used_at(path: Path) -> float:

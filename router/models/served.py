@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
 
 from msgspec.structs import astuple
@@ -18,7 +18,9 @@ from router.workers.registry import Registry
 
 LOOK_AGAIN_S = 0.5
 REMEMBERED_S = 600.0
-"""A model whose last worker is gone is away for so long, and then unknown."""
+"""A model or revision whose last worker is gone is away for so long, and then unknown."""
+_Revision = tuple[str, str]
+"""A model's name and one of its revisions."""
 log = logging.getLogger("baton.models")
 
 
@@ -41,8 +43,8 @@ class ServedModels:
         self._clock = clock
         self._aliases: Aliases = {}
         self._snapshot = ServedSnapshot()
-        self._left_at: dict[str, float] = {}
-        """When a model was last seen to become away."""
+        self._left_at: dict[_Revision, float] = {}
+        """When one was last seen to become away."""
         self._changed = asyncio.Event()
         registry.listeners.append(self._renew)
         texts.changed = self._renew
@@ -97,7 +99,9 @@ class ServedModels:
         """Whether a worker of it is on its way, or only its text is."""
         models = self._snapshot.models_of(name)
         ready = (one.registration for one in self._registry.ready_workers())
-        if any(not models or one.model in models for one in ready if one.role == "decode"):
+        decode = (one for one in ready if one.role == "decode")
+        waiting = (one.model for one in decode if self._texts.is_on_the_way(one.text))
+        if any(not models or model in models for model in waiting):
             return True
         within_s = self._patience_s
         soon = (self._registry.may_serve_soon(one, within_s=within_s) for one in models or (None,))
@@ -114,10 +118,16 @@ class ServedModels:
                     context_tokens=min(max(contexts), read.tokenizer.max_context_tokens),
                 )
                 models[version.model] = (*models.get(version.model, ()), available)
-        for name in self._away(models):
-            models[name] = ()
-        coming = self._registry.coming_models
-        self._snapshot = ServedSnapshot(models=models, aliases=self._aliases, coming=coming)
+        away: dict[str, frozenset[str]] = {}
+        for model, revision in self._away(_revisions(models)):
+            models.setdefault(model, ())
+            away[model] = away.get(model, frozenset()) | {revision}
+        self._snapshot = ServedSnapshot(
+            models=models,
+            away=away,
+            aliases=self._aliases,
+            coming=self._registry.coming_models,
+        )
         linked = (one for one in self._registry.workers if one.connection is not None)
         self._texts.want({one.registration.text for one in linked if one.registration.text})
         self._changed.set()
@@ -133,12 +143,18 @@ class ServedModels:
                 found[registration.version].append(registration.max_context_tokens)
         return sorted(found.items(), key=lambda item: astuple(item[0]))
 
-    def _away(self, available: Collection[str]) -> set[str]:
-        """Models of which a worker is here in whatever state, or was a while ago, and that nothing
+    def _away(self, available: Set[_Revision]) -> Set[_Revision]:
+        """Those of which a worker is here in whatever state, or was a while ago, and that nothing
         can be asked of."""
-        now, before = self._clock(), self._snapshot.models.items()
-        here = {one.registration.model for one in self._registry.workers}
-        self._left_at |= {name: now for name, found in before if found and name not in available}
+        now, before = self._clock(), _revisions(self._snapshot.models)
+        here = {
+            (one.registration.model, one.registration.revision) for one in self._registry.workers
+        }
+        self._left_at |= dict.fromkeys(before - available, now)
         left = self._left_at.items()
         self._left_at = {one: at for one, at in left if one in here or now - at < REMEMBERED_S}
-        return (here | self._left_at.keys()) - set(available)
+        return (here | self._left_at.keys()) - available
+
+
+def _revisions(models: Mapping[str, Iterable[AvailableVersion]]) -> Set[_Revision]:
+    return {(name, one.revision) for name, found in models.items() for one in found}

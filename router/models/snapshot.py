@@ -40,6 +40,8 @@ Aliases = Mapping[str, Mapping[str, float]]
 class ServedSnapshot:
     models: Mapping[str, tuple[AvailableVersion, ...]] = field(default_factory=dict)
     """By name; one without any is known, and away."""
+    away: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Revisions of those models that are known, and that nothing can be asked of."""
     aliases: Aliases = field(default_factory=dict)
     coming: frozenset[str] = frozenset()
     """Models of workers that load; "" for one of which that is not known yet."""
@@ -98,11 +100,11 @@ class ServedSnapshot:
         return targets and {one: weight for one, weight in targets.items() if weight > 0}
 
     def _only(self) -> str:
-        """What a request without a name is for."""
-        available = [name for name, found in self.models.items() if found]
-        if len(available) > 1:
+        """What a request without a name is for: where several are known, nothing, whichever of them
+        are here just now."""
+        if len(self.models) > 1:
             raise UnknownModel(None, self._names())
-        return (available or sorted(self.models) or [""])[0]
+        return next(iter(self.models), "")
 
     def _of_target(self, target: str) -> tuple[AvailableVersion, ...]:
         """As `_of_model`, empty for one that is not known."""
@@ -119,12 +121,13 @@ class ServedSnapshot:
             if self._may_come(name):
                 return ()
             raise UnknownModel(name, self._names())
-        found = [one for one in self.models[model] if one.revision.startswith(revision)]
-        if len({one.revision for one in found}) > 1:
-            found = [one for one in found if one.revision == revision]
-        if self.models[model] and not found:
+        found = self.models[model]
+        known = {one.revision for one in found} | self.away.get(model, frozenset())
+        begun = {one for one in known if one.startswith(revision)}
+        meant = begun if len(begun) == 1 else begun & {revision}
+        if found and not meant and (begun or not self._may_come(name)):
             raise UnknownModel(name, self._names())
-        return tuple(found)
+        return tuple(one for one in found if one.revision in meant)
 
     def _may_come(self, name: str) -> bool:
         """A name that nothing is known of; a router that has just begun knows of nothing."""

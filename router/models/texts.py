@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from protocol.errors import BatonError, CheckpointError, PeerLost, SettingsError, WireError
 from protocol.ids import WorkerId
@@ -51,6 +53,9 @@ class Texts:
         self.changed = changed
         self._read: dict[str, ReadText] = {}
         self._refused: dict[str, str] = {}
+        """Those that are of no use here, and why."""
+        self._hindered: dict[str, str] = {}
+        """Those that may be had when something here has passed, and what."""
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._wanted: frozenset[str] = frozenset()
         self._waiting: dict[tuple[WorkerId, str, int], asyncio.Future[TextPart]] = {}
@@ -65,14 +70,22 @@ class Texts:
         """ "" of one that `find` finds."""
         if digest in self._read:
             return ""
-        return self._refused.get(digest, "its text is on the way")
+        refused = self._refused.get(digest)
+        return refused or self._hindered.get(digest, "its text is on the way")
+
+    def is_on_the_way(self, digest: str) -> bool:
+        """Neither here, nor of no use."""
+        return digest not in self._read and digest not in self._refused
 
     async def run(self) -> None:
         """Fetches what is wanted, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._begin()
-            await asyncio.Event().wait()
+            try:
+                self._begin()
+                await asyncio.Event().wait()
+            finally:
+                self._tasks = None  # what is cancelled now is not begun again
 
     def want(self, digests: Iterable[str]) -> None:
         """These from now on, and no others."""
@@ -99,6 +112,7 @@ class Texts:
 
     def _fetched(self, digest: str, _: asyncio.Task[None]) -> None:
         self._fetching.pop(digest, None)
+        self._hindered.pop(digest, None)
         self._begin()  # it may be wanted again since it was cancelled
 
     async def _fetch(self, digest: str) -> None:
@@ -108,23 +122,36 @@ class Texts:
             gc.freeze()  # else each full collection looks through all that was loaded
             log.info("text read", extra={"digest": digest})
         except (CheckpointError, SettingsError) as error:
-            self._fetches.labels("refused").inc()
-            self._refused[digest] = f"its text cannot be used: {error}"
             remedy = "correct the model's files, or this router's formats, and start anew"
-            log.error("text refused", extra={"digest": digest, "why": str(error), "remedy": remedy})
+            self._refuse(digest, str(error), remedy)
+        except Exception as error:  # what one text has in it costs no other model
+            log.exception("text failed", extra={"digest": digest})
+            self._refuse(digest, f"{type(error).__name__}: {error}", "report it")
         self.changed()
+
+    def _refuse(self, digest: str, why: str, remedy: str) -> None:
+        self._fetches.labels("refused").inc()
+        self._refused[digest] = f"its text cannot be used: {why}"
+        log.error("text refused", extra={"digest": digest, "why": why, "remedy": remedy})
 
     async def _found(self, digest: str) -> ReadText:
         if (folder := await asyncio.to_thread(self._kept.find, digest)) is not None:
-            with suppress(CheckpointError):  # removed meanwhile, to make room
+            with suppress(CheckpointError, OSError):  # removed meanwhile, to make room
                 kept = await asyncio.to_thread(read_text, folder, self._rules)
                 self._fetches.labels("kept").inc()
                 return kept
         pause_s = RETRY_S
         while True:
-            for worker in self._workers_with(digest):
-                if (read := await self._ask(worker, digest)) is not None:
-                    return read
+            try:
+                for worker in self._workers_with(digest):
+                    if (read := await self._ask(worker, digest)) is not None:
+                        return read
+            except OSError as error:  # of this machine: no other worker would help
+                what = error.strerror or type(error).__name__  # no paths: strangers read it
+                self._hindered[digest] = f"the router cannot write text files: {what}"
+                remedy = "make room among the temporary files, or name a folder for them by TMPDIR"
+                told = {"digest": digest, "why": str(error), "remedy": remedy}
+                log.warning("text not written", extra=told)
             await asyncio.sleep(pause_s)
             pause_s = min(MAX_RETRY_S, 2 * pause_s)
 
@@ -135,7 +162,8 @@ class Texts:
         return sorted(has, key=lambda worker: not worker.is_ready)
 
     async def _ask(self, worker: KnownWorker, digest: str) -> ReadText | None:
-        """None: it is gone, silent, or sent something else."""
+        """None: it is gone, silent, or sent something else. Raises OSError where it cannot be
+        written here."""
         try:
             archive = await self._archive(worker, digest)
             files = await asyncio.to_thread(TextFiles.unpacked, archive, digest=digest)
@@ -146,19 +174,22 @@ class Texts:
             told = {"worker": worker.id, "digest": digest, "why": why, "remedy": remedy}
             log.warning("text not had", extra=told)
             return None
-        read = await asyncio.to_thread(self._keep, files)
+        read = await asyncio.to_thread(self._read_new, files)
         self._fetches.labels("had").inc()
         return read
 
-    def _keep(self, files: TextFiles) -> ReadText:
+    def _read_new(self, files: TextFiles) -> ReadText:
+        """From a folder of this process alone; kept for others if that can be."""
+        with TemporaryDirectory(prefix="baton-text-", ignore_cleanup_errors=True) as folder:
+            files.write(Path(folder))
+            read = read_text(Path(folder), self._rules)
         try:
-            folder = self._kept.keep(files)
+            self._kept.keep(files)
         except (OSError, BatonError) as error:
-            raise SettingsError(
-                f"the router cannot keep text files: {error}; give it a folder that it may write "
-                "by TMPDIR"
-            ) from error
-        return read_text(folder, self._rules)
+            remedy = "none, but that the next router asks a worker again; see the folder's rights"
+            told = {"digest": files.digest, "why": str(error), "remedy": remedy}
+            log.warning("text not kept", extra=told)
+        return read
 
     async def _archive(self, worker: KnownWorker, digest: str) -> bytes:
         first = await self._part(worker, digest, 0)
@@ -166,7 +197,12 @@ class Texts:
             raise WireError(f"{worker.id} has {first.num_parts} parts of that text")
         parts = [first.data]
         for index in range(1, first.num_parts):
-            parts.append((await self._part(worker, digest, index)).data)  # noqa: PERF401
+            part = await self._part(worker, digest, index)
+            if part.num_parts != first.num_parts:
+                raise WireError(
+                    f"{worker.id} has {first.num_parts} parts, then {part.num_parts} of that text"
+                )
+            parts.append(part.data)
         return b"".join(parts)
 
     async def _part(self, worker: KnownWorker, digest: str, index: int) -> TextPart:
@@ -179,9 +215,12 @@ class Texts:
             if not self._registry.post_message(worker.id, worker.epoch, asked):
                 raise PeerLost(f"{worker.id} is gone")
             async with asyncio.timeout(PART_S):
-                return await part
+                came = await part
         finally:
             del self._waiting[key]
+        if len(came.data) > MAX_PART_BYTES:
+            raise WireError(f"{worker.id} sent a part of {len(came.data)} bytes of that text")
+        return came
 
     def _accept_part(self, worker: KnownWorker, part: TextPart) -> None:
         waiting = self._waiting.get((worker.id, part.digest, part.index))

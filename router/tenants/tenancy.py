@@ -10,7 +10,7 @@ from protocol.process.metrics import RouterMetrics
 from protocol.store.address import RedisAddress
 from protocol.store.limits import LimitStore
 from router.tenants.key_ring import KeyRing
-from router.tenants.key_watch import KeyWatch
+from router.tenants.key_watch import watch_keys
 from router.tenants.rate_limits import RateLimits
 
 REDIS_DEADLINE_S = 0.5
@@ -22,7 +22,7 @@ class Tenancy:
 
     def __init__(self, keys_file: Path, *, redis: RedisAddress, metrics: RouterMetrics) -> None:
         self.keys = KeyRing()
-        self._watch = KeyWatch(keys_file, self.keys, metrics)
+        self._watch = watch_keys(keys_file, self.keys, metrics)
         self._store = LimitStore(redis, deadline_s=REDIS_DEADLINE_S)
         name = secrets.token_hex(8)
         self.limits = RateLimits(router=name, store=self._store, metrics=metrics)

@@ -47,6 +47,7 @@ NOT_PURE = (
     "unit/router/http/test_middleware.py",
     "unit/router/http/responses/test_kept.py",
     "unit/router/models/test_served.py",
+    "unit/router/models/test_texts.py",
     "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/requests/test_failover.py",

@@ -5,7 +5,8 @@ import json
 import shutil
 import signal
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -53,47 +54,56 @@ def is_ready(port: int) -> bool:
         return False
 
 
-async def complete(client: httpx.AsyncClient) -> tuple[str, str]:
-    """Which version answered, and what."""
+def router(redis: RedisServer, port: int) -> AbstractContextManager[Process]:
+    flags = ("--redis", redis.url, "--port", str(port), "--local-prefill", "never")
+    return process("router", *flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    revision: str
+    """As `x-baton-model` says; of both models, whose weights are the same, the same."""
+    text: str
+
+
+async def settled(port: int) -> Answer:
+    """Of a router, once it is ready."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        await soon(lambda: answers(client), START_S, "a router is ready")
+        return await complete(client)
+
+
+async def complete(client: httpx.AsyncClient) -> Answer:
     body = {"model": "m", "prompt": PROMPT, "max_tokens": NUM_TOKENS, "temperature": 0}
     answer = await client.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
-    return answer.headers["x-baton-model"], answer.json()["choices"][0]["text"]
+    return Answer(answer.headers["x-baton-model"], answer.json()["choices"][0]["text"])
 
 
 @pytest.mark.long
 def test_no_answer_mixes_the_tokenisers_of_old_and_new_workers(
     redis: RedisServer, tmp_path: Path
 ) -> None:
-    """The last worker of either role is replaced, each as soon as its successor is ready."""
+    """The last worker of either role is replaced, each as soon as its successor is ready. What is
+    right is what a router says that has met one of the models alone."""
     other = with_another_tokeniser(tmp_path / "other")
     ports = [free_port() for _ in range(2)]
     with ExitStack() as stack:
         for port in ports:
-            flags = ("--redis", redis.url, "--port", str(port), "--local-prefill", "never")
-            stack.enter_context(process("router", *flags))
+            stack.enter_context(router(redis, port))
         old = [worker(stack, redis, name, TINY, free_port()) for name in ("prefill-0", "decode-0")]
 
         async def test() -> None:
-            is_over, heard = asyncio.Event(), Counter[str]()
-            said: set[str] = set()
+            is_over, heard = asyncio.Event(), Counter[Answer]()
 
             async def ask(port: int) -> None:
                 url = f"http://127.0.0.1:{port}"
                 async with httpx.AsyncClient(base_url=url, timeout=120) as client:
                     while not is_over.is_set():
-                        _, text = await complete(client)
-                        heard[text] += 1
+                        heard[await complete(client)] += 1
 
-            async def settled(port: int) -> str:
-                async with httpx.AsyncClient(
-                    base_url=f"http://127.0.0.1:{port}", timeout=120
-                ) as client:
-                    await soon(lambda: answers(client), START_S, "a router is ready")
-                    return (await complete(client))[1]
-
-            said |= {await settled(port) for port in ports}
-            assert len(said) == 1
+            before_all = await settled(ports[0])  # of a router that has met no other text
+            assert await settled(ports[1]) == before_all
             async with asyncio.TaskGroup() as tasks:
                 for port in ports:
                     tasks.create_task(ask(port), name=f"client of {port}")
@@ -102,10 +112,14 @@ def test_no_answer_mixes_the_tokenisers_of_old_and_new_workers(
                     before.ask(signal.SIGTERM)
                 for before in old:
                     assert await asyncio.to_thread(before.wait, 60) == 0
+                await soon(lambda: len(heard) > 1, START_S, "new workers answer")
                 is_over.set()
-            said |= {await settled(port) for port in ports}
-            assert len(said) == 2
-            assert heard.keys() <= said
+            fresh = free_port()
+            stack.enter_context(router(redis, fresh))
+            after_all = await settled(fresh)  # the same: the old workers are gone
+            assert after_all.text != before_all.text
+            assert [await settled(port) for port in ports] == [after_all] * 2
+            assert heard.keys() == {before_all, after_all}
 
         asyncio.run(test())
 

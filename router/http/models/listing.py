@@ -33,7 +33,11 @@ class ModelListing:
             chosen = self._models.choose(name, "")
         except BatonError as error:
             raise as_api_error(error) from error
-        return ListedModel(name=name, context_tokens=chosen.context_tokens)
+        return ListedModel(
+            name=name,
+            context_tokens=chosen.context_tokens,
+            revisions=(chosen.text.version.revision,),
+        )
 
     def _shape(self, one: ListedModel, is_anthropic: bool) -> dict[str, Any]:
         if is_anthropic:
@@ -47,7 +51,8 @@ class ModelListing:
         }
         if one.alias_for:
             return shape | {"baton": {"alias_for": dict(one.alias_for)}}
-        return shape | {"default_sampling_params": self._defaults(one.name)}
+        ours = {"revisions": list(one.revisions)}
+        return shape | {"default_sampling_params": self._defaults(one.name), "baton": ours}
 
     def _defaults(self, name: str) -> dict[str, Any]:
         """Empty where they are not known now."""

@@ -10,8 +10,10 @@ from router.http.openapi.answer import JsonShape
 class OurModel(JsonShape):
     """What OpenAI's API has no place for."""
 
-    alias_for: dict[str, float]
+    alias_for: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     """What an alias stands for, and the weight of each."""
+    revisions: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """Of a model: those that can be asked for now."""
 
 
 class ModelShape(JsonShape):
@@ -21,10 +23,9 @@ class ModelShape(JsonShape):
     owned_by: str
     max_model_len: int | None
     """Null: no worker serves it now."""
+    baton: OurModel
     default_sampling_params: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     """Of a model."""
-    baton: OurModel | msgspec.UnsetType = msgspec.UNSET
-    """Of an alias."""
 
 
 class ModelList(JsonShape):

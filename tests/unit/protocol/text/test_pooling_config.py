@@ -72,6 +72,22 @@ def test_what_is_done_otherwise_is_named(
     assert read_pooling_config(write(tmp_path, pooling, *names)).refusal == refusal
 
 
+def test_a_folder_of_another_name_is_read_where_the_modules_say_so(tmp_path: Path) -> None:
+    write(tmp_path, {"pooling_mode_cls_token": True}, *NAMES)
+    (tmp_path / "1_Pooling").rename(tmp_path / "pool.last")
+    listed = (tmp_path / "modules.json").read_text().replace("1_Pooling", "pool.last")
+    (tmp_path / "modules.json").write_text(listed)
+    assert read_pooling_config(tmp_path).kind == "cls"
+
+
+@pytest.mark.parametrize("folder", ["gone", "../1_Pooling", "", "."])
+def test_a_file_that_is_not_there_refuses_embeddings_alone(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, {"pooling_mode_cls_token": True}, *NAMES)
+    listed = (tmp_path / "modules.json").read_text().replace("1_Pooling", folder)
+    (tmp_path / "modules.json").write_text(listed)
+    assert "does not tell" in read_pooling_config(tmp_path).refusal
+
+
 def test_matryoshka_is_said_by_the_models_config(tmp_path: Path) -> None:
     plain = {"pooling_mode_cls_token": True}
     read = read_pooling_config(write(tmp_path, plain, *NAMES, matryoshka_dimensions=[64, 8]))

@@ -1,5 +1,6 @@
 """The files that make text: which they are, their digest, and an archive of them and back."""
 
+import json
 import os
 import shutil
 import zlib
@@ -75,6 +76,26 @@ def test_what_was_packed_reads_as_the_folder_that_it_was_packed_of(tmp_path: Pat
     text = "naïve café 🙂"
     loaded = Tokenizer.load(tmp_path / "again")
     assert loaded.encode(text) == Tokenizer.load(tmp_path / "model").encode(text)
+
+
+def test_a_pooling_file_lies_where_the_modules_say(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    (folder / "pool").mkdir()
+    (folder / "pool" / "config.json").write_text('{"pooling_mode": "mean"}')
+    assert "pool/config.json" not in TextFiles.read(folder).files
+    (folder / "modules.json").write_text('[{"path": ""}, {"path": "pool"}]')
+    files = TextFiles.read(folder)
+    assert files.files["pool/config.json"] == b'{"pooling_mode": "mean"}'
+    assert TextFiles.unpacked(files.packed(), digest=files.digest) == files
+
+
+@pytest.mark.parametrize("path", ["..", "/etc", "a/b", ".", "", None, 1])
+def test_modules_that_name_a_folder_elsewhere_name_none(tmp_path: Path, path: object) -> None:
+    folder = checkpoint(tmp_path / "a" / "model")
+    before = TextFiles.read(folder).files.keys()
+    (tmp_path / "a" / "config.json").write_text("{}")
+    (folder / "modules.json").write_text(json.dumps([{}, {"path": path}]))
+    assert TextFiles.read(folder).files.keys() == before
 
 
 def packed(files: object) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.errors import SettingsError
 from protocol.process.metrics import RouterMetrics
-from router.models.alias_file import AliasWatch, load_aliases, read_aliases
+from router.models.alias_file import ALIASES_FILE, read_aliases, watch_aliases
 from router.models.snapshot import Aliases
 
 
@@ -17,7 +17,7 @@ class Watched:
     def __init__(self, path: Path) -> None:
         self.metrics = RouterMetrics()
         self.aliases: Aliases = {}
-        self._watch = AliasWatch(path, self._use, self.metrics)
+        self._watch = watch_aliases(path, self._use, self.metrics)
 
     def _use(self, aliases: Aliases) -> None:
         self.aliases = aliases
@@ -83,4 +83,4 @@ def test_an_alias_may_stand_for_a_model_of_its_own_name() -> None:
 
 def test_a_router_does_not_start_with_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="aliases_file"):
-        load_aliases(tmp_path / "nowhere.json")
+        ALIASES_FILE.load(tmp_path / "nowhere.json")

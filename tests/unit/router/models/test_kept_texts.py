@@ -53,6 +53,28 @@ def test_what_was_left_by_one_that_died_while_it_wrote_is_removed_in_its_turn(
 ) -> None:
     texts = KeptTexts(tmp_path / "texts", num_kept=1)
     left = tmp_path / "texts" / "new-left"
-    left.mkdir(parents=True)
+    begun = tmp_path / "texts" / "new-begun"
+    for draft in (left, begun):
+        draft.mkdir(parents=True)
+    os.utime(left, (1, 1))
     texts.keep(files())
-    assert not left.exists()
+    assert (left.exists(), begun.exists()) == (False, True)
+
+
+def test_what_one_process_keeps_the_next_leaves_as_it_is(tmp_path: Path) -> None:
+    one, other = KeptTexts(tmp_path / "texts"), KeptTexts(tmp_path / "texts")
+    reading = os.open(one.keep(files()), os.O_RDONLY)
+    try:
+        other.keep(files())
+        assert "config.json" in os.listdir(reading)
+    finally:
+        os.close(reading)
+
+
+def test_a_folder_that_somebody_else_made_a_link_has_nothing(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "texts").symlink_to("elsewhere")
+    texts = KeptTexts(tmp_path / "texts")
+    assert texts.find(files().digest) is None
+    with pytest.raises(NotOurs):
+        texts.keep(files())

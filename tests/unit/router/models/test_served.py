@@ -142,13 +142,31 @@ async def test_a_text_that_cannot_be_read_is_refused_once_and_said_why(
         assert cluster.count("refused") == 1 and not cluster.serves("tiny")
 
 
+async def test_a_revision_that_left_is_away_and_the_other_goes_on(tmp_path: Path) -> None:
+    async with served_cluster(tmp_path / "texts", patience_s=0.1) as cluster:
+        old, _ = (
+            cluster.add(decode(cluster, f"decode-{number}", revision=revision))
+            for number, revision in enumerate(("0123456", "6543210"))
+        )
+        await soon(lambda: revisions(cluster) == ("0123456", "6543210"))
+        old.die()
+        await soon(lambda: revisions(cluster) == ("6543210",))
+        with pytest.raises(ModelAway):
+            cluster.models.choose("tiny@0123456", "key")
+        assert cluster.models.choose("tiny", "key").text.version.revision == "6543210"
+        with pytest.raises(UnknownModel):
+            cluster.models.choose("tiny@abcdefg", "key")
+
+
+def revisions(cluster: ServedCluster) -> tuple[str, ...]:
+    return tuple(revision for one in cluster.models.listed() for revision in one.revisions)
+
+
 async def test_two_revisions_with_one_text_are_read_once(tmp_path: Path) -> None:
     async with served_cluster(tmp_path / "texts") as cluster:
         for number, revision in enumerate(("0123456", "6543210")):
             cluster.add(decode(cluster, f"decode-{number}", revision=revision))
-        await soon(
-            lambda: [one.revisions for one in cluster.models.listed()] == [("0123456", "6543210")]
-        )
+        await soon(lambda: revisions(cluster) == ("0123456", "6543210"))
         one, other = (
             cluster.models.choose(f"tiny@{name}", "key") for name in ("0123456", "654321")
         )

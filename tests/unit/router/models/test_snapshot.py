@@ -93,11 +93,43 @@ def test_what_is_not_known_is_told_with_what_is(text: ReadText, name: str) -> No
 
 @pytest.mark.parametrize("name", [None, ""])
 def test_without_a_name_the_only_model_answers(text: ReadText, name: str | None) -> None:
-    one = ServedSnapshot(models={"a": (version(text, "a"),), "b": ()}, aliases={"prod": {"a": 1}})
+    one = ServedSnapshot(models={"a": (version(text, "a"),)}, aliases={"prod": {"a": 1}})
     chosen = one.choose(name, "key")
     assert (chosen.name, chosen.text.version.model) == ("a", "a")
     with pytest.raises(UnknownModel):
         two_models(text).choose(name, "key")
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_without_a_name_no_model_stands_in_for_another_that_is_away(
+    text: ReadText, name: str | None
+) -> None:
+    with pytest.raises(UnknownModel) as raised:
+        ServedSnapshot(models={"a": (version(text, "a"),), "b": ()}).choose(name, "key")
+    assert raised.value.served == ("a", "b")
+
+
+def test_a_revision_that_left_is_away_while_another_of_its_model_is_here(text: ReadText) -> None:
+    gone = "1" * 40
+    left = ServedSnapshot(
+        models={"a": (version(text, "a", OLD),)}, away={"a": frozenset({NEW, gone})}
+    )
+    for name in (f"a@{NEW}", f"a@{gone[:6]}"):
+        with pytest.raises(ModelAway):
+            left.choose(name, "key")
+    assert revisions(left, f"a@{OLD[:7]}") == {("a", OLD)}
+    for name in (f"a@{OLD[:6]}", "a@222222"):  # of two, and of none
+        with pytest.raises(UnknownModel):
+            left.choose(name, "key")
+
+
+def test_a_revision_that_nobody_had_may_be_that_of_a_worker_that_loads(text: ReadText) -> None:
+    models = {"a": (version(text, "a", OLD),)}
+    for coming in ("a", ""):
+        with pytest.raises(ModelAway):
+            ServedSnapshot(models=models, coming=frozenset({coming})).choose("a@222222", "key")
+    with pytest.raises(UnknownModel):
+        ServedSnapshot(models=models, coming=frozenset({"b"})).choose("a@222222", "key")
 
 
 def test_a_model_without_a_worker_is_away_and_a_router_that_has_just_begun_knows_nothing(

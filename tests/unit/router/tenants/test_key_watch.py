@@ -11,7 +11,7 @@ import pytest
 from protocol.errors import SettingsError
 from protocol.process.metrics import RouterMetrics
 from router.tenants.key_ring import KeyRing
-from router.tenants.key_watch import KeyWatch
+from router.tenants.key_watch import watch_keys
 
 
 def text_of(key: str, tenant: str = "a") -> str:
@@ -21,7 +21,7 @@ def text_of(key: str, tenant: str = "a") -> str:
 class Watched:
     def __init__(self, path: Path) -> None:
         self.ring, self.metrics = KeyRing(), RouterMetrics()
-        self._watch = KeyWatch(path, self.ring, self.metrics)
+        self._watch = watch_keys(path, self.ring, self.metrics)
 
     def look(self) -> None:
         asyncio.run(self._watch.look())

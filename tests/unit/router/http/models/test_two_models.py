@@ -116,7 +116,9 @@ async def test_both_are_listed_and_each_is_shown(client: httpx.AsyncClient) -> N
     assert [one["id"] for one in listed] == [OTHER, ONE]
     assert [one["max_model_len"] for one in listed] == [256, 512]
     assert listed[0]["default_sampling_params"]["temperature"] == 0.25
-    assert not any("baton" in one for one in listed)
+    assert [one["baton"] for one in listed] == [
+        {"revisions": [OTHER_REVISION]}, {"revisions": [REVISION]},
+    ]  # fmt: skip
     for one in listed:
         assert (await client.get(f"/v1/models/{one['id']}")).json() == one
     theirs = {"anthropic-version": "2023-06-01"}
@@ -177,6 +179,9 @@ async def test_a_revision_is_asked_for_by_name_and_by_a_beginning(
         assert prompt_of(bench, bench.dispatcher.requests[-1]) == SHOWN[OTHER]
     shown = (await client.get(f"/v1/models/{ONE}@{REVISION}")).json()
     assert (shown["id"], shown["max_model_len"]) == (f"{ONE}@{REVISION}", 512)
+    assert shown["baton"] == {"revisions": [REVISION]}
+    (both,) = (one for one in (await client.get("/v1/models")).json()["data"] if one["id"] == ONE)
+    assert both["baton"] == {"revisions": [REVISION, "abcdef0123"]}
     assert (await client.get(f"/v1/models/{ONE}@123456")).status_code == 404
 
 
