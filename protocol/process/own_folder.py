@@ -13,8 +13,9 @@ class NotOurs(BatonError):
     """A file or folder that somebody else may have put there."""
 
 
-def kernel_folder() -> Path:
-    """Where compiled kernels lie, of all kinds. RuntimeError for a user without a home."""
+def cache_folder() -> Path:
+    """Where what can be had again lies: compiled kernels, texts. RuntimeError for a user without a
+    home."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "baton"
 

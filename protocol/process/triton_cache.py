@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from protocol.process.own_folder import OTHERS_WRITE, NotOurs, is_ours, kernel_folder, make_own
+from protocol.process.own_folder import OTHERS_WRITE, NotOurs, cache_folder, is_ours, make_own
 
 VARIABLE = "TRITON_CACHE_DIR"
 log = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ def use_own_triton_cache() -> Path:
     try:
         named = os.environ.get(VARIABLE)
         if not named:
-            make_own(kernel_folder())
-        folder = Path(named) if named else kernel_folder() / "triton"
+            make_own(cache_folder())
+        folder = Path(named) if named else cache_folder() / "triton"
         make_own(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise NotOurs(f"{folder} cannot be written")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import BatonError, CheckpointError
-from protocol.process.own_folder import make_own
+from protocol.process.own_folder import cache_folder, make_own
 from protocol.text.text_files import TextFiles
 
 NUM_KEPT = 8
@@ -27,12 +27,11 @@ log = logging.getLogger("baton.models")
 
 
 def default_folder() -> Path:
-    """Of this user, among the system's temporary files."""
+    """Of this user: in its cache, or without a home among the system's temporary files."""
     try:
-        root = tempfile.gettempdir()
-    except OSError:  # none can be written now
-        root = "/tmp"
-    return Path(root) / f"baton-texts-{os.geteuid()}"
+        return cache_folder() / "texts"
+    except RuntimeError:
+        return Path("/tmp") / f"baton-texts-{os.geteuid()}"
 
 
 class KeptTexts:

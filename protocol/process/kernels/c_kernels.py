@@ -28,7 +28,7 @@ from pathlib import Path
 
 from protocol.errors import BatonError
 from protocol.process.kernels.targets import Target, targets_here
-from protocol.process.own_folder import NotOurs, is_ours, kernel_folder, make_own
+from protocol.process.own_folder import NotOurs, cache_folder, is_ours, make_own
 
 BUILD_TIMEOUT_S = 120.0
 DIGEST = ".sha256"
@@ -71,7 +71,7 @@ class Kernels:
 
     def library(self) -> Path:
         """Where the library lies once it is built. RuntimeError for a user without a home."""
-        return kernel_folder() / f"{self.name}-{self._key()}.so"
+        return cache_folder() / f"{self.name}-{self._key()}.so"
 
     def prebuilt(self, target: Target, folder: Path) -> Path:
         """Where in an image's folder the library for such processors lies."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol.process.kernels.targets import targets_here
-from protocol.process.own_folder import kernel_folder
+from protocol.process.own_folder import cache_folder
 from tools import prebuild
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +75,7 @@ def image_of(target: str = "", *, source: Path = ROOT) -> Image:
 def kernels_built_ahead(folder: Path) -> Path:
     """Of this machine's processor, as `tools.prebuild` makes them; kept for later tests."""
     target = targets_here()[0]
-    kept = kernel_folder().parent / "baton-built-ahead"
+    kept = cache_folder().parent / "baton-built-ahead"
     kept.mkdir(parents=True, exist_ok=True)
     found = shutil.which("cc") or shutil.which("gcc")
     assert found is not None, "no C compiler"
