@@ -187,6 +187,7 @@ def _build(
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics,
         why_no_text=models.why_no_text,
+        patience_s=settings.patience_s,
     )  # fmt: skip
     dispatcher = Dispatcher(
         registry=registry,

@@ -23,8 +23,8 @@ SCHEMA = Path(__file__).resolve().parents[1] / "charts" / "baton" / "values.sche
 OF_CHART = frozenset(
     """
     advertise aliases_file api_key config device dtype host keys_file kv_port max_model_len
-    metrics_port model parent_pid port process redis redis_password redis_prefix redis_username
-    served_name siblings worker
+    metrics_port model parent_pid port process redis redis_ca redis_password redis_prefix
+    redis_username served_name siblings worker
     """.split()  # noqa: SIM905 - words read better so
 )
 """Settings with a place of their own among the values, or that a pod cannot choose."""

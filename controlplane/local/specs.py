@@ -46,6 +46,7 @@ def redis_env(address: RedisAddress) -> dict[str, str]:
         "BATON_REDIS": address.url,
         "BATON_REDIS_USERNAME": address.username,
         "BATON_REDIS_PASSWORD": address.password,
+        "BATON_REDIS_CA": address.ca,
         "BATON_REDIS_PREFIX": address.prefix,
     }
 

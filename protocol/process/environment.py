@@ -23,7 +23,7 @@ KNOWN = frozenset(
     max_in_flight max_lag_bytes max_model_len max_pulls max_queue max_queue_tokens
     max_queue_wait_s max_running max_tokens max_waiting metrics_port model name
     next_token_stall_s parent_pid patience_s peer pin policy port prefill process processes
-    pull_timeout_s reasoning_format redis redis_password redis_prefix redis_username
+    pull_timeout_s reasoning_format redis redis_ca redis_password redis_prefix redis_username
     request_timeout_s retries retry_share router_processes serve served_name session_slack_s
     sha256 siblings special_tokens_in_content store_bytes store_responses store_ttl_s system
     tcp_lanes temperature threads token token_budget tokenize_threads tool_format transports url

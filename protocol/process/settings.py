@@ -92,6 +92,9 @@ class RedisSettings(CommandSettings):
     redis_password: str = Field(default="", repr=False)
     """Better set as BATON_REDIS_PASSWORD than as a flag or in the address, which other users of the
     machine can read."""
+    redis_ca: str = ""
+    """File with the certificates of the authorities that a `rediss://` is trusted by. Empty: those
+    of the system."""
     redis_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._:/@{}-]{0,200}$")
     """What all keys begin with, e.g. `production/chat:`. Deployments that share a database have
     different ones, or they use each other's workers."""
@@ -117,6 +120,16 @@ class RedisSettings(CommandSettings):
     def _redis_address(cls, value: str) -> str:
         return read_address(value).url if value else value
 
+    @field_validator("redis_ca")
+    @classmethod
+    def _for_tls_alone(cls, value: str, others: ValidationInfo) -> str:
+        redis = others.data.get("redis") or ""
+        if value and not redis.startswith("rediss://"):
+            raise ValueError("is for TLS: redis must start with rediss://")
+        if value and "ssl_ca_" in redis:
+            raise ValueError("redis names an authority too: give one of them")
+        return value
+
     @field_validator("redis_password")
     @classmethod
     def _password_as_it_was_meant(cls, value: str) -> str:
@@ -130,6 +143,7 @@ class RedisSettings(CommandSettings):
             url=self.redis,
             username=self.redis_username,
             password=self.redis_password,
+            ca=self.redis_ca,
             prefix=self.redis_prefix,
         )
 
@@ -170,8 +184,7 @@ class WorkerSettings(ProcessSettings):
     does float16 on a CPU, whose kernels have none. float32 for exact parity checks on a CPU."""
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of a sequence, prompt and output. None: as many as the model takes, by its rope.
-    Ropes with short and long factors (LongRoPE) take those that this length needs. The router
-    wants the same."""
+    Ropes with short and long factors (LongRoPE) take those that this length needs."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the engine computes and KV lies: `cpu`, `cuda`, `cuda:1`. Auto: the first GPU that
     torch sees, or else the CPU."""

@@ -16,6 +16,8 @@ class RedisAddress:
     username: str = ""
     """Empty: Redis's default user."""
     password: str = field(default="", repr=False)
+    ca: str = ""
+    """File with the certificates of the authorities to trust. Empty: the system's."""
     prefix: str = ""
 
     @property

@@ -7,6 +7,7 @@ keys begin with the address's prefix.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -26,11 +27,13 @@ class RedisConnection:
     def __init__(self, address: RedisAddress, *, deadline_s: float = 2.0) -> None:
         self.address = address
         self._deadline_s = deadline_s
+        tls: dict[str, Any] = {"ssl_ca_certs": address.ca} if address.ca else {}
         try:
             self._redis = Redis.from_url(
                 address.url,
                 username=address.username or None,
                 password=address.password or None,
+                **tls,
                 socket_timeout=None,  # `_deadline` bounds every call, a blocking read included
                 socket_connect_timeout=deadline_s,
                 retry=Retry(NoBackoff(), 0),

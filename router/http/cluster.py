@@ -37,8 +37,11 @@ class LocalCluster:
         traces: TraceRing,
         metrics: RouterMetrics,
         why_no_text: Callable[[str], str] = lambda digest: "",
+        patience_s: float = 0.0,
     ) -> None:
-        """`why_no_text`: of a worker's model by its digest; "" if there is one."""
+        """`why_no_text`: of a worker's model by its digest; "" if there is one. `patience_s`:
+        seconds that requests wait for a worker."""
+        self._patience_s = patience_s
         self._why_no_text = why_no_text
         self._router = router
         self._registry = registry
@@ -62,7 +65,11 @@ class LocalCluster:
     def not_ready(self) -> str | None:
         if self._draining:
             return "this router is draining"
-        return self._feed.store.contact.waiting() or self._registry.not_ready()
+        if waiting := self._feed.store.contact.waiting():
+            return waiting
+        # Out of a Service's endpoints nobody could wait here.
+        waits = self._registry.may_serve_again(within_s=self._patience_s)
+        return None if waits else self._registry.not_ready()
 
     def view(self) -> ClusterView:
         registry = self._registry

@@ -69,4 +69,5 @@ class Models(Protocol):
         """By name, aliases after the models. From any thread."""
 
     def not_ready(self) -> str | None:
-        """Why nothing can be asked for; None when something can. Strangers may read it."""
+        """Why nothing can be asked for; None when something can, or could before and is waited for.
+        Strangers may read it."""

@@ -56,7 +56,8 @@ class ServedModels:
         return self._snapshot.listed()
 
     def not_ready(self) -> str | None:
-        if not self._snapshot.is_empty:
+        waits = self._registry.may_serve_again(within_s=self._patience_s)
+        if waits or not self._snapshot.is_empty:
             return None
         texts = {one.registration.text for one in self._registry.ready_workers()}
         missing = (self._texts.why_missing(text) for text in sorted(texts))

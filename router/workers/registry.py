@@ -74,6 +74,7 @@ class Registry:
         self._receivers: dict[RequestId, MessageReceiver] = {}
         self._changed = asyncio.Event()
         self._expected = ExpectedWorkers()
+        self._has_served = False
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
         self.text_listeners: list[Callable[[KnownWorker, TextPart], None]] = []
@@ -147,6 +148,11 @@ class Registry:
             for w in decodes
             if model in (None, w.registration.model)
         )
+
+    def may_serve_again(self, *, within_s: float) -> bool:
+        """Whether requests wait, and do not fail at once, for any decode worker where one was ready
+        before. A router that had none yet has nothing to wait with."""
+        return self._has_served and self.may_serve_soon(None, within_s=within_s)
 
     def add_receiver(self, request: RequestId, receiver: MessageReceiver) -> None:
         """It is told whatever workers say of the request, and which workers are lost."""
@@ -361,6 +367,7 @@ class Registry:
             listener()
 
     def _signal(self) -> None:
+        self._has_served = self._has_served or self.not_ready() is None
         for listener in self.listeners:
             listener()
         self._changed.set()

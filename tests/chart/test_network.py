@@ -2,10 +2,16 @@
 
 from typing import Any
 
-from support.chart import container, pods, render
+import helm_python as helm
+import pytest
+from support.chart import container, deployment, pods, render
+
+from controlplane.local.workers_settings import KV_PORTS
+from kvtransfer.transports.planes import PORTS, port_of
 
 Object = dict[str, Any]
 NOT_WORKERS = {"router", "redis", "test"}
+NAMES, REDIS = {53, 5353}, {6379}
 
 
 def policies(**values: Any) -> dict[str, Object]:
@@ -17,8 +23,19 @@ def policies(**values: Any) -> dict[str, Object]:
     }
 
 
-def ports(rules: list[Object]) -> set[Any]:
-    return {one.get("port") for rule in rules for one in rule.get("ports", [])}
+def ports(rules: list[Object], named: dict[str, int] | None = None) -> set[int]:
+    """All of them, those of a range too; names are those of a container."""
+    found: set[int] = set()
+    for one in (one for rule in rules for one in rule.get("ports", [])):
+        first = (named or {}).get(one["port"], one["port"])
+        found |= set(range(first, one.get("endPort", first) + 1))
+    return found
+
+
+def kv_ports(first: int, num_workers: int = 1) -> set[int]:
+    """Where workers are asked for KV, and where planes with a port of theirs move it."""
+    firsts = [first + KV_PORTS * number for number in range(num_workers)]
+    return set(firsts) | {port_of(plane, one) for one in firsts for plane in PORTS}
 
 
 def test_every_service_and_policy_selects_pods_that_exist() -> None:
@@ -46,18 +63,25 @@ def test_every_pod_has_a_policy_for_both_directions() -> None:
 def test_ports_inwards_are_those_that_containers_name() -> None:
     found = policies()
     for role in ("router", "prefill", "decode", "redis"):
-        named = {
-            one["name"] for one in container(render()[f"Deployment/demo-baton-{role}"])["ports"]
-        }
-        assert ports(found[role]["ingress"]) == named
+        named = named_ports(deployment(role))
+        assert ports(found[role]["ingress"], named) == set(named.values())
 
 
 def test_routers_reach_control_ports_and_workers_each_others_kv() -> None:
     found = policies(decode={"ports": {"control": 7300, "kv": 7500}})
-    assert ports(found["router"]["egress"]) == {53, 5353, 6379, 9300, 7300}
+    assert ports(found["router"]["egress"]) == NAMES | REDIS | {9300, 7300}
     for role in ("prefill", "decode"):
-        assert ports(found[role]["egress"]) == {53, 5353, 6379, 9500, 7500}
+        assert ports(found[role]["egress"]) == NAMES | REDIS | kv_ports(9500) | kv_ports(7500)
     assert found["redis"]["egress"] == []
+
+
+def test_kv_comes_in_by_the_ports_on_which_workers_listen() -> None:
+    """Asked on one, moved on the next: with the first alone every fetch fails."""
+    found = policies(decode={"ports": {"kv": 7500}})
+    for role, first in (("prefill", 9500), ("decode", 7500)):
+        (rule,) = [one for one in found[role]["ingress"] if _of_workers(one.get("from", []))]
+        assert ports([rule]) == kv_ports(first)
+    assert len(kv_ports(9500)) == KV_PORTS == 1 + len(PORTS)
 
 
 def test_what_takes_random_ports_gets_all_of_them_between_workers() -> None:
@@ -72,9 +96,42 @@ def test_what_takes_random_ports_gets_all_of_them_between_workers() -> None:
 
 def test_a_node_of_several_workers_has_a_port_for_each() -> None:
     found = policies(layout="node", node={"prefill": 1, "decode": 3})
-    assert {"port": 9300, "endPort": 9303} in found["router"]["egress"][-1]["ports"]
-    assert {"port": 9300, "endPort": 9303} in found["node"]["ingress"][0]["ports"]
-    assert found["node"]["ingress"][-1]["ports"] == [{"port": "metrics"}]
+    control, kv = set(range(9300, 9304)), kv_ports(9500, 4)
+    assert ports(found["router"]["egress"]) == NAMES | REDIS | control
+    assert ports(found["node"]["egress"]) == NAMES | REDIS | kv
+    of_routers, of_workers, of_anybody = found["node"]["ingress"]
+    assert (ports([of_routers]), ports([of_workers])) == (control, kv)
+    assert of_anybody["ports"] == [{"port": "metrics"}]
+    named = named_ports(deployment("node", layout="node", node={"prefill": 1, "decode": 3}))
+    assert set(named.values()) == control | kv | {9400}
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (
+            {"worker": {"hostNetwork": True}},
+            r"decode\.ports\.control: 9300 .* prefill\.ports\.control",
+        ),
+        (
+            {"worker": {"hostNetwork": True}, "decode": {"ports": {"control": 9310, "kv": 9503}}},
+            r"decode\.ports\.kv: 9503 to 9506 are also prefill\.ports\.kv, 9500 to 9503, and with",
+        ),
+        (
+            {"decode": {"ports": {"kv": 9298}}},
+            r"decode\.ports\.kv: 9298 to 9301 .*\.ports\.control",
+        ),
+        ({"decode": {"ports": {"kv": 65533}}}, r"decode\.ports\.kv: .* up to 65536"),
+    ],
+)
+def test_ports_that_would_be_taken_twice_are_refused(values: Object, why: str) -> None:
+    with pytest.raises(helm.HelmError, match=why):
+        render(**values)
+
+
+def test_pools_of_other_nodes_may_have_the_same_ports() -> None:
+    render(worker={"hostNetwork": True}, decode={"nodeSelector": {"kind": "big"}})
+    render(prefill={"hostNetwork": True})
 
 
 def test_clients_may_be_named_and_tests_are_among_them() -> None:
@@ -83,6 +140,17 @@ def test_clients_may_be_named_and_tests_are_among_them() -> None:
     assert rule["from"][0] == gateway
     assert rule["from"][1]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "test"
     (anybody,) = policies()["router"]["ingress"]
+    assert "from" not in anybody
+
+
+def test_who_reads_metrics_reaches_routers_too() -> None:
+    gateway = {"namespaceSelector": {"matchLabels": {"name": "gateway"}}}
+    prometheus = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    found = policies(networkPolicy={"clients": [gateway], "metrics": [prometheus]})
+    (rule,) = found["router"]["ingress"]
+    assert prometheus in rule["from"] and gateway in rule["from"]
+    assert found["decode"]["ingress"][-1]["from"] == [prometheus]
+    (anybody,) = policies(networkPolicy={"metrics": [prometheus]})["router"]["ingress"]
     assert "from" not in anybody
 
 
@@ -99,6 +167,10 @@ def test_an_external_redis_is_reached_at_its_port() -> None:
     assert 6380 in ports(policies(**outside)["router"]["egress"])
     outside["externalRedis"] = {"url": "redis://r.example"}
     assert 6379 in ports(policies(**outside)["router"]["egress"])
+
+
+def named_ports(thing: Object) -> dict[str, int]:
+    return {one["name"]: one["containerPort"] for one in container(thing)["ports"]}
 
 
 def _of_workers(peers: list[Object]) -> bool:

@@ -67,7 +67,8 @@ def test_ports_of_workers_are_fixed_and_can_be_chosen() -> None:
     thing = deployment("decode", decode={"ports": {"kv": 7000}})
     assert settings_of(thing, DecodeSettings).kv_port == 7000
     named = {one["name"]: one["containerPort"] for one in container(thing)["ports"]}
-    assert named == {"control": 9300, "metrics": 9400, "kv": 7000}
+    kv = {"kv": 7000, "kv-1": 7001, "kv-2": 7002, "kv-3": 7003}
+    assert named == {"control": 9300, "metrics": 9400, **kv}
 
 
 def test_a_router_mounts_no_model() -> None:
@@ -152,8 +153,28 @@ def test_graces_follow_from_what_they_allow_for() -> None:
     assert grace(deployment("decode")) == 30 + 15
     assert grace(deployment("decode", decode={"settings": {"drainS": 119.5}})) == 120 + 15
     assert grace(deployment("router")) == 5 + 600 + 15
-    router = {"settings": {"lingerS": 10, "requestTimeoutS": 60}}
+    router: dict[str, Any] = {"settings": {"lingerS": 10, "requestTimeoutS": 60}}
     assert grace(deployment("router", router=router)) == 10 + 60 + 15
+    router["settings"]["drainS"] = 90
+    assert grace(deployment("router", router=router)) == 10 + 90 + 15
+
+
+@pytest.mark.parametrize("seconds", [0, 0.0, None])
+def test_a_time_of_zero_is_zero_and_none_is_the_processes_own(seconds: float | None) -> None:
+    thing = deployment("decode", decode={"settings": {"drainS": seconds}})
+    told = settings_of(thing, DecodeSettings)
+    assert told.drain_s == (30 if seconds is None else 0)
+    assert pod(thing)["terminationGracePeriodSeconds"] == told.drain_s + 15
+    times = {"lingerS": seconds, "drainS": seconds, "requestTimeoutS": None}
+    thing = deployment("router", router={"settings": times})
+    router = settings_of(thing, RouterSettings)
+    streams = router.request_timeout_s if router.drain_s is None else router.drain_s
+    assert pod(thing)["terminationGracePeriodSeconds"] == router.linger_s + streams + 15
+
+
+def test_a_section_may_have_no_settings_at_all() -> None:
+    for role, known in (("router", RouterSettings), *WORKERS):
+        settings_of(deployment(role, **{role: {"settings": None}}), known)
 
 
 def test_what_a_section_says_goes_before_the_one_above_it() -> None:

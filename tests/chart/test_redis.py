@@ -57,14 +57,23 @@ def test_an_external_redis_replaces_ours_by_parts() -> None:
         )["volumeMounts"]
         (volume,) = [one for one in pod(thing)["volumes"] if one["name"] == "redis-ca"]
         assert volume["secret"]["secretName"] == "ca"
-    url = settings_of(things["Deployment/demo-baton-router"], RouterSettings).redis_address.url
-    assert url == "rediss://redis.example:6380/3?ssl_ca_certs=/etc/baton/redis/ca.crt"
+    address = settings_of(things["Deployment/demo-baton-router"], RouterSettings).redis_address
+    assert address.url == "rediss://redis.example:6380/3"
+    assert address.ca == "/etc/baton/redis/ca.crt"
 
 
 def test_the_whole_address_may_be_a_secret() -> None:
     outside = {"auth": {"existingSecret": "r", "urlKey": "url"}}
     thing = deployment("router", redis={"enabled": False}, externalRedis=outside)
     assert environment(thing)["BATON_REDIS"] == secret("r", "url")
+    assert "BATON_REDIS_CA" not in environment(thing)
+
+
+def test_an_authority_holds_for_an_address_that_is_a_secret_too() -> None:
+    outside = {"auth": {"existingSecret": "r", "urlKey": "url"}, "caSecret": {"name": "ca"}}
+    for role in OURS:
+        thing = deployment(role, redis={"enabled": False}, externalRedis=outside)
+        assert environment(thing)["BATON_REDIS_CA"] == "/etc/baton/redis/ca.crt"
 
 
 def test_ours_keeps_nothing_and_evicts_nothing() -> None:
@@ -76,7 +85,8 @@ def test_ours_keeps_nothing_and_evicts_nothing() -> None:
 
 def test_only_what_is_baton_gets_what_batons_pods_have() -> None:
     things = render(
-        pod={"env": [{"name": "A", "value": "b"}], "hostNetwork": True, "extraArgs": ["-x"]}
+        pod={"env": [{"name": "A", "value": "b"}], "hostNetwork": True, "extraArgs": ["-x"]},
+        decode={"ports": {"control": 9310, "metrics": 9410, "kv": 9510}},
     )
     redis = things["Deployment/demo-baton-redis"]
     assert "env" not in container(redis) and "hostNetwork" not in pod(redis)

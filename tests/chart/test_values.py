@@ -50,6 +50,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"image": {"repository": ""}}, r"image\.repository: .*make image"),
     ({"redis": {"enabled": False}}, r"externalRedis\.url: is needed when redis\.enabled is false"),
+    (
+        {
+            "redis": {"enabled": False},
+            "externalRedis": {"url": "redis://r", "caSecret": {"name": "ca"}},
+        },
+        r"externalRedis\.caSecret: .* rediss://",
+    ),
     ({"model": {"existingClaim": "models"}}, r"model\.existingClaim: needs model\.path"),
     ({"model": {"path": "llama"}}, r"model\.path: llama: .* none of them is given"),
     ({"model": {"hostPath": "/m", "huggingFace": "a/b"}}, r"model: lies in one place, but"),

@@ -17,6 +17,7 @@ pytestmark = [
 Change = Callable[..., Awaitable[None]]
 ALL: tuple[Change, ...] = (
     changes.the_image,
+    changes.the_image_without_a_spare,
     changes.wire_version_up,
     changes.wire_version_down,
     changes.dtype,

@@ -38,8 +38,11 @@ def ask(model, size):
 
 
 def chat():
-    listed = call("/v1/models")[0]["data"]
+    # Without a length: its last worker has left, as that of a name that was changed a moment ago.
+    listed = [one for one in call("/v1/models")[0]["data"] if one["max_model_len"]]
     models = [one["id"] for one in listed if "alias_for" not in json.dumps(one)]
+    if not models:
+        sys.exit("no model is served")
     for model in models:
         if not any(len(set(made)) == 2 or os.environ["APART"] == "0" for made in answers(model)):
             sys.exit(f"{model}: no request was prefilled and decoded in different pods")

@@ -9,6 +9,9 @@
 {{- if not (or $outside.url (and $outside.auth.existingSecret $outside.auth.urlKey)) }}
 {{- fail "externalRedis.url: is needed when redis.enabled is false, e.g. redis://redis.example:6379/0; or externalRedis.auth.existingSecret with urlKey" }}
 {{- end }}
+{{- if and $outside.caSecret.name $outside.url (not (hasPrefix "rediss://" $outside.url)) }}
+{{- fail "externalRedis.caSecret: an authority is asked for by TLS alone: write externalRedis.url with rediss://, or leave caSecret.name empty" }}
+{{- end }}
 {{- end }}
 {{- $pools := include "baton.pools" . | fromJsonArray }}
 {{- $names := list "router" "redis" "test" }}
@@ -33,8 +36,29 @@
 {{- fail (printf "%s.gpu.count: a worker computes on one GPU; more of them in a pod: layout: node" $pool.name) }}
 {{- end }}
 {{- end }}
+{{- include "baton.checkPorts" $pools }}
 {{- if not $decoding }}
 {{- fail "decode.replicas: is 0 and no other pool decodes: nothing could answer" }}
+{{- end }}
+{{- end }}
+
+{{- /* Of pools: ports of one pod, or of pods that share a node's, that are taken twice. */ -}}
+{{- define "baton.checkPorts" -}}
+{{- $taken := list }}
+{{- range $pool := . }}
+{{- range $kind := list "control" "kv" "metrics" }}
+{{- $ports := include "baton.portRange" (dict "pool" $pool "kind" $kind) | fromJson }}
+{{- $first := int $ports.port }}
+{{- $last := int ($ports.endPort | default $ports.port) }}
+{{- if gt $last 65535 }}{{ fail (printf "%s.ports.%s: %d is too high: it needs ports up to %d" $pool.name $kind $first $last) }}{{ end }}
+{{- range $other := $taken }}
+{{- $together := and $pool.hostNetwork $other.pool.hostNetwork (eq (toJson $pool.nodeSelector) (toJson $other.pool.nodeSelector)) }}
+{{- if and (or $together (eq $pool.name $other.pool.name)) (le $first $other.last) (ge $last $other.first) }}
+{{- fail (printf "%s.ports.%s: %d to %d are also %s.ports.%s, %d to %d%s: choose others for one of them" $pool.name $kind $first $last $other.pool.name $other.kind $other.first $other.last (ternary ", and with hostNetwork both pools have the node's ports" "" (ne $pool.name $other.pool.name))) }}
+{{- end }}
+{{- end }}
+{{- $taken = append $taken (dict "pool" $pool "kind" $kind "first" $first "last" $last) }}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -30,10 +30,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{- define "baton.redisUrl" -}}
-{{- $outside := .Values.externalRedis }}
 {{- if .Values.redis.enabled }}{{ printf "redis://%s-redis:6379/0" (include "baton.fullname" .) }}
-{{- else if $outside.caSecret.name }}{{ printf "%s?ssl_ca_certs=/etc/baton/redis/%s" $outside.url $outside.caSecret.key }}
-{{- else }}{{ $outside.url }}{{ end }}
+{{- else }}{{ .Values.externalRedis.url }}{{ end }}
 {{- end }}
 
 {{- /* What every process of ours needs to find the others, by environment: no secret is in args. */ -}}
@@ -49,6 +47,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 - name: BATON_REDIS_PREFIX
   value: {{ .Values.redisPrefix | default (printf "%s/%s:" .Release.Namespace .Release.Name) | quote }}
+{{- if and (not .Values.redis.enabled) .Values.externalRedis.caSecret.name }}
+- name: BATON_REDIS_CA
+  value: /etc/baton/redis/{{ .Values.externalRedis.caSecret.key }}
+{{- end }}
 {{- if and $auth.existingSecret $auth.usernameKey }}
 - name: BATON_REDIS_USERNAME
   valueFrom: {secretKeyRef: {name: {{ $auth.existingSecret }}, key: {{ $auth.usernameKey }}}}

@@ -26,6 +26,7 @@
 {{- range concat $listed .Values.pools }}
 {{- $pool := include "baton.merged" (dict "sections" (list $root.Values.pod $root.Values.worker .)) | fromJson }}
 {{- $_ := set $pool "model" (include "baton.modelOf" (dict "root" $root "own" ($pool.model | default dict)) | fromJson) }}
+{{- $_ := set $pool "settings" ($pool.settings | default dict) }}
 {{- include "baton.poolResources" $pool }}
 {{- $whole = append $whole $pool }}
 {{- end }}
@@ -63,7 +64,7 @@
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
 {{- end }}
 
-{{- /* Settings by name -> flags. Empty, 0 or null: the process's own default. */ -}}
+{{- /* Settings by name -> flags. Empty or null: the process's own default. */ -}}
 {{- define "baton.flags" -}}
 {{- range $name, $value := . }}
 {{- $flag := kebabcase $name }}

@@ -1,10 +1,21 @@
 {{- /* Seconds, whole, from settings to the end of what they allow. */ -}}
 {{- define "baton.workerGrace" -}}
-{{ int64 (addf (ceil (.drainS | default 30 | float64)) 15) }}
+{{ int64 (addf (ceil (include "baton.orElse" (list .drainS 30) | float64)) 15) }}
 {{- end }}
 
 {{- define "baton.routerGrace" -}}
-{{ int64 (addf (ceil (.lingerS | default 5 | float64)) (ceil (.requestTimeoutS | default 600 | float64)) 15) }}
+{{- $streams := include "baton.orElse" (list .drainS (include "baton.orElse" (list .requestTimeoutS 600))) }}
+{{- int64 (addf (ceil (include "baton.orElse" (list .lingerS 5) | float64)) (ceil (float64 $streams)) 15) }}
+{{- end }}
+
+{{- /* of: pool, kind (control, kv, metrics) -> first and last of its ports. A worker has one for control and four for KV: on
+       one it is asked, on the next tcp, ucx and nccl move. Those of a node's workers follow each other. */ -}}
+{{- define "baton.portRange" -}}
+{{- $workers := 1 }}
+{{- if and (eq .pool.role "node") (ne .kind "metrics") }}{{ $workers = add (int .pool.prefill) (int .pool.decode) }}{{ end }}
+{{- $first := int (get .pool.ports .kind) }}
+{{- $last := sub (add $first (mul $workers (ternary 4 1 (eq .kind "kv")))) 1 | int }}
+{{- toJson (ternary (dict "port" $first) (dict "port" $first "endPort" $last) (eq $first $last)) }}
 {{- end }}
 
 {{- /* of: root, pool */ -}}
@@ -57,7 +68,7 @@
 - {{ include "baton.number" $pool.ports.metrics | quote }}
 - --device
 - {{ $pool.device | default (ternary "cuda" "auto" $pool.hasGpu) }}
-{{- $settings := $pool.settings | default dict }}
+{{- $settings := $pool.settings }}
 {{- if not (get $settings "transports") }}{{ $settings = merge (dict "transports" (include "baton.transports" $pool)) $settings }}{{ end }}
 {{- include "baton.flags" $settings }}
 {{- with $pool.extraArgs }}

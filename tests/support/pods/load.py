@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-ANSWER_S = 60.0
+ANSWER_S = 120.0
+"""More than requests wait for a worker that is replaced without a spare."""
 PAUSE_S = 0.05
 
 

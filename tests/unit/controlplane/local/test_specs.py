@@ -98,7 +98,9 @@ def test_workers_that_may_share_a_gpu_divide_its_memory_unless_told_otherwise() 
 
 
 def test_what_children_know_of_redis_stands_in_no_command_line() -> None:
-    address = RedisAddress(url="redis://h/1", username="me", password="s3cret", prefix="mine:")
+    address = RedisAddress(
+        url="rediss://h/1", username="me", password="s3cret", ca="/ca", prefix="mine:"
+    )
     settings = _settings()
     workers = worker_specs(
         settings, redis=address, cores=(0, 1), metrics_ports=range(9400, 9410), env={}
@@ -108,9 +110,10 @@ def test_what_children_know_of_redis_stands_in_no_command_line() -> None:
         assert "s3cret" not in " ".join(spec.command)
         told = {name: spec.env[name] for name in spec.env if name.startswith("BATON_REDIS")}
         assert told == {
-            "BATON_REDIS": "redis://h/1",
+            "BATON_REDIS": "rediss://h/1",
             "BATON_REDIS_USERNAME": "me",
             "BATON_REDIS_PASSWORD": "s3cret",
+            "BATON_REDIS_CA": "/ca",
             "BATON_REDIS_PREFIX": "mine:",
         }
 

@@ -22,6 +22,15 @@ def test_a_secret_in_the_address_is_kept_where_nothing_shows_it() -> None:
     assert SECRET not in repr(settings) + repr(address)
 
 
+def test_an_authority_is_of_the_address_whichever_way_either_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATON_REDIS", f"rediss://:{SECRET}@h/1")
+    monkeypatch.setenv("BATON_REDIS_CA", "/ca.crt")
+    address = load(ProcessSettings, []).redis_address
+    assert (address.url, address.ca) == ("rediss://h/1", "/ca.crt")
+
+
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
@@ -34,6 +43,8 @@ def test_a_secret_in_the_address_is_kept_where_nothing_shows_it() -> None:
         (("--redys", f"redis://:{SECRET}@h"), "unknown setting: --redys redis://h"),
         (("--redys", f"redis://h?password={SECRET}"), "unknown setting: --redys redis://h"),
         (("--redis-prefix", "a*"), "redis_prefix: 'a*'"),
+        (("--redis-ca", "/ca"), "redis_ca: '/ca': is for TLS: redis must start with rediss://"),
+        (("--redis", "rediss://h?ssl_ca_certs=/a", "--redis-ca", "/b"), "give one of them"),
     ],
 )
 def test_what_is_wrong_is_said_without_the_secret(

@@ -22,7 +22,7 @@ NOBODY = RedisAddress(url="redis://127.0.0.1:1")
 pytestmark = pytest.mark.anyio
 
 
-def local(cluster: FakeCluster) -> LocalCluster:
+def local(cluster: FakeCluster, *, patience_s: float = 0.0) -> LocalCluster:
     return LocalCluster(
         router=RouterId("router"),
         registry=cluster.registry,
@@ -35,12 +35,16 @@ def local(cluster: FakeCluster) -> LocalCluster:
         ),
         traces=cluster.traces,
         metrics=cluster.metrics,
+        patience_s=patience_s,
     )
 
 
 @asynccontextmanager
-async def http(bench: Bench, cluster: FakeCluster) -> AsyncIterator[httpx.AsyncClient]:
-    async with bench.client(cluster=local(cluster), dispatcher=cluster.dispatcher) as client:
+async def http(
+    bench: Bench, cluster: FakeCluster, *, patience_s: float = 0.0
+) -> AsyncIterator[httpx.AsyncClient]:
+    shown = local(cluster, patience_s=patience_s)
+    async with bench.client(cluster=shown, dispatcher=cluster.dispatcher) as client:
         yield client
 
 
@@ -92,3 +96,27 @@ async def test_not_ready_says_of_every_worker_why_and_of_none_where(bench: Bench
             "decode: draining; prefill: draining"
         )
         assert shown["prefill-0"] == "there is no decode worker"
+
+
+async def test_a_router_is_ready_while_requests_wait_for_a_worker_that_is_replaced(
+    bench: Bench,
+) -> None:
+    """Otherwise no Service would bring one that could wait."""
+    async with fake_cluster(decode=1) as cluster:
+        (worker,) = cluster.workers.values()
+        worker.die()
+        await soon(lambda: cluster.registry.not_ready() is not None)
+        async with http(bench, cluster, patience_s=60) as client:
+            assert (await client.get("/ready")).json() == {"ready": True}
+        async with http(bench, cluster, patience_s=0) as client:
+            assert (await client.get("/ready")).status_code == 503
+
+
+async def test_a_router_that_had_no_worker_yet_is_not_ready_for_one_that_leaves(
+    bench: Bench,
+) -> None:
+    async with fake_cluster() as cluster:
+        cluster.add(FakeWorker("decode-0", "decode", cluster.fabric, state="draining"))
+        await until_known(cluster, 1)
+        async with http(bench, cluster, patience_s=60) as client:
+            assert (await client.get("/ready")).status_code == 503

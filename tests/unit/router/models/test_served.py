@@ -74,6 +74,16 @@ async def test_a_model_is_served_once_its_text_was_had_of_a_worker(tmp_path: Pat
         assert (cluster.count("had"), cluster.count("kept")) == (1, 0)
 
 
+async def test_a_model_that_has_just_left_is_waited_for(tmp_path: Path) -> None:
+    for patience_s, reason in ((60.0, None), (0.0, "no decode worker")):
+        async with served_cluster(tmp_path / "texts", patience_s=patience_s) as cluster:
+            worker = cluster.add(decode(cluster))
+            await soon(lambda: cluster.serves("tiny"))
+            worker.die()
+            await soon(lambda: not cluster.serves("tiny"))
+            assert cluster.models.not_ready() == reason
+
+
 async def test_the_next_router_on_this_machine_asks_no_worker(tmp_path: Path) -> None:
     for had, kept in ((1, 0), (0, 1)):
         async with served_cluster(tmp_path / "texts") as cluster:
