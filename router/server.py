@@ -86,9 +86,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             log.info("listening", extra={"host": host, "port": port} | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
-            end_requests = parts.dispatcher.end_requests
             server = _http_server(
-                settings, parts.runtime, max_connections=bound, end_requests=end_requests
+                settings, parts.runtime, max_connections=bound, end_requests=parts.end_requests
             )
             await _run(settings, parts, store, server, listener, stop)
         finally:
@@ -113,6 +112,11 @@ class _Parts:
     models: ServedModels
     aliases: AliasWatch | None
     tenancy: Tenancy | None
+
+    def end_requests(self) -> None:
+        """Wherever they wait, each fails with RouterEnds."""
+        self.dispatcher.end_requests()
+        self.models.end_waits()
 
 
 def _load_kernels() -> None:

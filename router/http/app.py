@@ -239,7 +239,11 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
                     make = partial(
                         state.run_in_thread, work, choice.choose, body, num_bytes=len(body)
                     )
-                    done = await choice.made(make, within_s=runtime.limits.request_timeout_s)
+                    done = await choice.made(
+                        make,
+                        within_s=runtime.limits.request_timeout_s,
+                        watched=exchange.unless_gone,
+                    )
             response = _json(done, headers=choice.headers)
             state.trimming.count(len(response.body))
             return response

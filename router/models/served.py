@@ -14,6 +14,7 @@ from router.models.model_text import ChosenModel, ListedModel
 from router.models.model_unknown import ModelAway, UnknownModel
 from router.models.snapshot import Aliases, AvailableVersion, ServedSnapshot
 from router.models.texts import Texts
+from router.requests.events import RouterEnds
 from router.workers.registry import Registry
 
 LOOK_AGAIN_S = 0.5
@@ -44,6 +45,7 @@ class ServedModels:
         self._left_at: dict[str, float] = {}
         """When a model was last seen to become away."""
         self._changed = asyncio.Event()
+        self._is_ending = False
         registry.listeners.append(self._renew)
         texts.changed = self._renew
 
@@ -78,9 +80,16 @@ class ServedModels:
         async with asyncio.timeout(timeout_s):
             await self._changed.wait()
 
+    def end_waits(self) -> None:
+        """Those that `wait_for` a model, and any that still come, fail with RouterEnds."""
+        self._is_ending = True
+        self._note_change()
+
     async def wait_for(self, name: str | None) -> None:
         deadline = self._clock() + self._patience_s
         while not self._is_available(name):
+            if self._is_ending:
+                raise RouterEnds("this router ends")
             remaining_s = deadline - self._clock()
             if remaining_s <= 0 or not self._is_expected(name):
                 raise ModelAway(name, f"no decode worker of {name or 'any model'} is ready")
@@ -120,6 +129,9 @@ class ServedModels:
         self._snapshot = ServedSnapshot(models=models, aliases=self._aliases, coming=coming)
         linked = (one for one in self._registry.workers if one.connection is not None)
         self._texts.want({one.registration.text for one in linked if one.registration.text})
+        self._note_change()
+
+    def _note_change(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 

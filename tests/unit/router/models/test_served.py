@@ -18,6 +18,7 @@ from protocol.text.packed_text import PackedText
 from protocol.text.text_files import TextFiles
 from router.models import texts
 from router.models.model_unknown import ModelAway, UnknownModel
+from router.requests.events import RouterEnds
 
 pytestmark = pytest.mark.anyio
 SMALL_PARTS = 2_000
@@ -187,6 +188,19 @@ async def test_a_model_that_loads_is_waited_for(tmp_path: Path) -> None:
         cluster.add(decode(cluster, "decode-1"))
         await waiting
         assert cluster.models.choose("tiny", "key").text.version.model == "tiny"
+
+
+async def test_a_router_that_ends_has_nobody_wait(tmp_path: Path) -> None:
+    async with served_cluster(tmp_path / "texts", patience_s=60) as cluster:
+        cluster.is_coming(ComingWorker(worker=WorkerId("w"), role="decode", model="tiny"))
+        await soon(lambda: "tiny" in cluster.registry.coming_models)
+        waiting = asyncio.ensure_future(cluster.models.wait_for("tiny"))
+        await asyncio.sleep(0)
+        cluster.models.end_waits()
+        with pytest.raises(RouterEnds):
+            await waiting
+        with pytest.raises(RouterEnds):
+            await cluster.models.wait_for("tiny")
 
 
 async def test_aliases_count_when_they_are_used(tmp_path: Path) -> None:
