@@ -127,10 +127,10 @@ async def leave_while_waiting(bench: Bench, path: str, model: str) -> None:
         pass
 
     headers = [(b"content-type", b"application/json"), (b"host", b"router")]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": path, "headers": headers}
     scope |= {"raw_path": path.encode(), "query_string": b"", "client": ("127.0.0.1", 1)}
     app = with_stream_door(bench.app())
-    asking = asyncio.create_task(app(scope | {"extensions": {}}, receive, send), name="asking")
+    asking = asyncio.ensure_future(app(scope | {"extensions": {}}, receive, send))
     await soon(lambda: bench.models.waiting[model] > 0, what="the request waits")
     gone.set()
     await asking
