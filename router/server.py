@@ -188,7 +188,7 @@ def _build(
     models, aliases = _models(settings, registry, metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics,
-        why_no_text=models.why_no_text,
+        patience_s=settings.patience_s, why_no_text=models.why_no_text,
     )  # fmt: skip
     dispatcher = Dispatcher(
         registry=registry,

@@ -289,7 +289,7 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 only when a request would be served now."""
+        """200 only when a request would be served now, or after a wait for a worker."""
         reason = cluster.not_ready() or runtime.models.not_ready()
         if reason is None:
             return _json({"ready": True} | open_to_all)

@@ -36,9 +36,12 @@ class LocalCluster:
         feed: IndexFeed,
         traces: TraceRing,
         metrics: RouterMetrics,
+        patience_s: float = 15.0,
         why_no_text: Callable[[str], str] = lambda digest: "",
     ) -> None:
-        """`why_no_text`: of a worker's model by its digest; "" if there is one."""
+        """`patience_s`: that requests wait for a decode worker. `why_no_text`: of a worker's model
+        by its digest; "" if there is one."""
+        self._patience_s = patience_s
         self._why_no_text = why_no_text
         self._router = router
         self._registry = registry
@@ -62,7 +65,8 @@ class LocalCluster:
     def not_ready(self) -> str | None:
         if self._draining:
             return "this router is draining"
-        return self._feed.store.contact.waiting() or self._registry.not_ready()
+        waiting = self._feed.store.contact.waiting()
+        return waiting or self._registry.why_not_served(within_s=self._patience_s)
 
     def view(self) -> ClusterView:
         registry = self._registry

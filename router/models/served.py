@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from math import inf
 
 from msgspec.structs import astuple
 
@@ -58,9 +59,13 @@ class ServedModels:
     def not_ready(self) -> str | None:
         if not self._snapshot.is_empty:
             return None
+        if (why := self._registry.why_not_served(within_s=self._patience_s)) is not None:
+            return why
+        if self._registry.not_ready() is not None or self._was_left_within(self._patience_s):
+            return None  # requests wait for a worker, or only for a text
         texts = {one.registration.text for one in self._registry.ready_workers()}
         missing = (self._texts.why_missing(text) for text in sorted(texts))
-        return self._registry.not_ready() or next(missing, "no model is served")
+        return next(missing, "no model is served")
 
     def why_no_text(self, digest: str) -> str:
         """Of a worker's model; "" if it has been read."""
@@ -95,6 +100,10 @@ class ServedModels:
                 raise ModelAway(name, f"no decode worker of {name or 'any model'} is ready")
             with suppress(TimeoutError):  # what is expected may also just cease to be
                 await self.wait_change(timeout_s=min(remaining_s, LOOK_AGAIN_S))
+
+    def _was_left_within(self, within_s: float) -> bool:
+        """Whether something was served so short a time ago."""
+        return self._clock() < max(self._left_at.values(), default=-inf) + within_s
 
     def _is_available(self, name: str | None) -> bool:
         try:

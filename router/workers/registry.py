@@ -74,6 +74,8 @@ class Registry:
         self._receivers: dict[RequestId, MessageReceiver] = {}
         self._changed = asyncio.Event()
         self._expected = ExpectedWorkers()
+        self._has_served = False
+        """A decode worker was ready once."""
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
         self.text_listeners: list[Callable[[KnownWorker, TextPart], None]] = []
@@ -111,6 +113,12 @@ class Registry:
         others = [w for w in workers if not w.is_ready]
         problems = [f"{w.role}: {_ADDRESS.sub('', w.why.replace(w.id, w.role))}" for w in others]
         return "; ".join(["no decode worker", *problems])
+
+    def why_not_served(self, *, within_s: float) -> str | None:
+        """As `not_ready`, but None too where a decode worker has been ready and one may be again:
+        requests would wait for it, `within_s` at most."""
+        is_waited_for = self._has_served and self.may_serve_soon(None, within_s=within_s)
+        return None if is_waited_for else self.not_ready()
 
     def why_unused(self, worker: KnownWorker) -> str:
         """Why a worker that is here gets no requests; "" when it may get some."""
@@ -317,6 +325,7 @@ class Registry:
             raise PeerLost(f"{worker.id} now answers as another incarnation")
         before = worker.state
         worker.note_beat(beat, now=now)
+        self._has_served |= worker.is_ready and worker.role == "decode"
         if worker.state != before:
             log.info("worker state", extra={"worker": worker.id, "state": worker.state})
             self._signal()
