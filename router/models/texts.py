@@ -71,8 +71,11 @@ class Texts:
         """Fetches what is wanted, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._begin()
-            await asyncio.Event().wait()
+            try:
+                self._begin()
+                await asyncio.Event().wait()
+            finally:
+                self._tasks = None  # what is cancelled now is not begun again
 
     def want(self, digests: Iterable[str]) -> None:
         """These from now on, and no others."""

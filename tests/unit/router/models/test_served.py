@@ -192,7 +192,10 @@ async def test_a_model_that_loads_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patience_s", [60.0, 0.0])
-async def test_it_is_ready_while_requests_would_wait(tmp_path: Path, patience_s: float) -> None:
+async def test_it_is_ready_while_requests_would_wait(
+    tmp_path: Path, other_text: PackedText, patience_s: float
+) -> None:
+    """For a worker, or for its text alone."""
     async with served_cluster(tmp_path / "texts", patience_s=patience_s) as cluster:
         worker = cluster.add(decode(cluster))
         await soon(lambda: cluster.serves("tiny"))
@@ -200,7 +203,7 @@ async def test_it_is_ready_while_requests_would_wait(tmp_path: Path, patience_s:
         await soon(lambda: not cluster.serves("tiny"))
         waits = patience_s > 0
         assert cluster.models.not_ready() == (None if waits else "no decode worker")
-        other = StrayWorker(cluster, "decode-1", gives=None)
+        other = StrayWorker(cluster, "decode-1", gives=other_text)
         other.registration = structs.replace(other.registration, text="0" * 32)
         cluster.add(other)
         await soon(lambda: bool(cluster.registry.ready_workers()))
