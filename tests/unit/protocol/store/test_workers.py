@@ -4,17 +4,20 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
+from redis.asyncio.client import Pipeline
 from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 from support.words import beat, registration
 
 from protocol.blocks import unpack_hashes
 from protocol.errors import SettingsError, StoreError
-from protocol.ids import BlockHash, Epoch, WorkerId
+from protocol.ids import BlockHash, Epoch, RouterId, WorkerId
 from protocol.store.address import RedisAddress
 from protocol.store.workers import (
     STREAM_START,
     BlockEvent,
+    Members,
+    RouterRecord,
     Snapshot,
     Store,
     WorkerRecord,
@@ -123,10 +126,65 @@ def test_a_worker_that_leaves_takes_its_blocks_with_it_but_not_its_successor(
     run(server, test)
 
 
+def test_members_are_found_without_a_look_at_what_others_keep(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store.register(record(), ttl_s=60)
+        with server.client() as redis:
+            redis.set("worker:of-others", b"1")
+            redis.config_resetstat()
+            assert await store.list_workers() == (record(),)
+            used = redis.info("commandstats")
+        assert not {"cmdstat_scan", "cmdstat_keys"} & used.keys()
+
+    run(server, test)
+
+
+def test_the_dead_are_forgotten_by_who_lists_them_and_may_come_back(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        router = RouterRecord(router=RouterId("r"), wires=(8,))
+        await store.register_router(router, ttl_s=60)
+        await store.register(record(), ttl_s=0.1)
+
+        async def gone() -> bool:
+            return await store.list_workers() == ()
+
+        await soon(gone)
+        with server.client() as redis:
+            assert redis.smembers("members") == {b"router:r"}
+            await store.register(record(), ttl_s=60)
+            assert await store.list_members() == Members(workers=(record(),), routers=(router,))
+            redis.flushall()
+        await store.register(record(), ttl_s=60)
+        assert await store.list_workers() == (record(),)
+
+    run(server, test)
+
+
+def test_who_comes_back_while_it_is_forgotten_stays(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(store: Store) -> None:
+        watch = Pipeline.watch
+
+        async def come_back_then_watch(pipe: Pipeline, *names: bytes) -> bool:
+            monkeypatch.setattr(Pipeline, "watch", watch)
+            await store.register(record(), ttl_s=60)
+            return bool(await watch(pipe, *names))
+
+        with server.client() as redis:
+            redis.sadd("members", "worker:decode-0")
+        monkeypatch.setattr(Pipeline, "watch", come_back_then_watch)
+        assert await store.list_workers() == ()
+        assert await store.list_workers() == (record(),)
+
+    run(server, test)
+
+
 def test_a_record_that_cannot_be_read_is_left_out(server: RedisServer) -> None:
     async def test(store: Store) -> None:
         with server.client() as redis:
             redis.set("worker:bad", b"\xc1")
+            redis.sadd("members", "worker:bad", b"\xff")
         await store.register(record(), ttl_s=60)
         assert await store.list_workers() == (record(),)
 
