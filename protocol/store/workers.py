@@ -17,13 +17,11 @@ strictly as any message.
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import msgspec
 from redis.asyncio.client import Pipeline
-from redis.exceptions import WatchError
 
 from protocol.blocks import HASH_BYTES, ChangeKind, unpack_hashes
 from protocol.ids import BlockHash, Epoch, RouterId, WorkerId
@@ -35,6 +33,20 @@ MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
 _MEMBERS_TTL_MS = 3_600_000
 """Of the set, from the last write of any: long after the entries themselves."""
+_LIST = """
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local entry = redis.call('GET', ARGV[1] .. name)
+  if entry then
+    found[#found + 1] = name
+    found[#found + 1] = entry
+  else
+    redis.call('SREM', KEYS[1], name)
+  end
+end
+return found
+"""
+"""Of one moment, so that who registers is not between two entries; the dead are taken out."""
 _CHUNK_HASHES = 8192
 T = TypeVar("T")
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -165,13 +177,9 @@ class Store(RedisConnection):
     async def list_members(self) -> Members:
         """Workers, those that come, and routers, as of one moment."""
         async with self._deadline():
-            members = await cast(Awaitable[set[bytes]], self._redis.smembers(self._members_key))
-            names = sorted(members)
-            keys = self._member_keys(names)
-            values = cast(list[bytes | None], await self._redis.mget(keys)) if keys else []
-            found = list(zip(names, values, strict=True))
-            if dead := [name for name, value in found if value is None]:
-                await self._forget(dead)
+            reply = self._redis.eval(_LIST, 1, self._members_key, self._key(""))
+            names_and_values = await cast(Awaitable[list[bytes]], reply)
+        found = sorted(zip(names_and_values[::2], names_and_values[1::2], strict=True))
         return Members(
             workers=_of_kind("worker:", found, _records),
             coming=_of_kind("coming:", found, _coming),
@@ -204,20 +212,6 @@ class Store(RedisConnection):
     def _leave(self, pipe: Pipeline, name: str) -> None:
         pipe.delete(self._key(name))
         pipe.srem(self._members_key, name)
-
-    async def _forget(self, names: Sequence[bytes]) -> None:
-        """Not if any has come back meanwhile: the next who lists them looks again."""
-        keys = self._member_keys(names)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            with suppress(WatchError):
-                await pipe.watch(*keys)
-                if not await pipe.exists(*keys):
-                    pipe.multi()  # type: ignore[no-untyped-call]
-                    pipe.srem(self._members_key, *names)
-                    await pipe.execute()
-
-    def _member_keys(self, names: Sequence[bytes]) -> list[bytes]:
-        return [self._key("").encode() + name for name in names]
 
     async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> bool:
         """Appends one worker's events, in order, and applies them to its snapshot: all or
@@ -310,7 +304,7 @@ async def _packed_in_slices(members: list[bytes]) -> bytes:
 
 
 def _of_kind(
-    kind: str, found: Sequence[tuple[bytes, bytes | None]], decoder: msgspec.msgpack.Decoder[T]
+    kind: str, found: Sequence[tuple[bytes, bytes]], decoder: msgspec.msgpack.Decoder[T]
 ) -> tuple[T, ...]:
     read = (_decoded(decoder, value) for key, value in found if key.startswith(kind.encode()))
     return tuple(one for one in read if one is not None)

@@ -106,6 +106,7 @@ def test_workers_and_routers_are_listed_apart_and_what_cannot_be_read_is_left_ou
         with server.client() as redis:
             for kind in ("worker", "router", "coming", "wander", "corner"):
                 redis.set(f"{kind}:bad", b"\xc1")
+                redis.sadd("members", f"{kind}:bad", f"{kind}:gone")
         record = WorkerRecord(registration=registration(), beat=beat())
         await store.register(record, ttl_s=60)
         await store.register_router(ROUTER, ttl_s=60)

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
-from redis.asyncio.client import Pipeline
 from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 from support.words import beat, registration
@@ -155,26 +154,6 @@ def test_the_dead_are_forgotten_by_who_lists_them_and_may_come_back(server: Redi
             assert await store.list_members() == Members(workers=(record(),), routers=(router,))
             redis.flushall()
         await store.register(record(), ttl_s=60)
-        assert await store.list_workers() == (record(),)
-
-    run(server, test)
-
-
-def test_who_comes_back_while_it_is_forgotten_stays(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test(store: Store) -> None:
-        watch = Pipeline.watch
-
-        async def come_back_then_watch(pipe: Pipeline, *names: bytes) -> bool:
-            monkeypatch.setattr(Pipeline, "watch", watch)
-            await store.register(record(), ttl_s=60)
-            return bool(await watch(pipe, *names))
-
-        with server.client() as redis:
-            redis.sadd("members", "worker:decode-0")
-        monkeypatch.setattr(Pipeline, "watch", come_back_then_watch)
-        assert await store.list_workers() == ()
         assert await store.list_workers() == (record(),)
 
     run(server, test)
