@@ -5,8 +5,10 @@ Written again and again, so that it dies soon after its process. Redis away is n
 
 import asyncio
 from contextlib import suppress
+from types import TracebackType
 from typing import Self
 
+from protocol.beside import beside
 from protocol.errors import StoreError
 from protocol.membership import INTERVAL_S, TTL_S
 from protocol.store.workers import ComingWorker, RouterRecord, Store
@@ -42,7 +44,8 @@ class RouterPresence:
 
 
 class ComingPresence:
-    """A worker between its first socket and its registration, which takes the entry away."""
+    """A worker between its first socket and its registration, which takes the entry away. To be
+    entered once; an error that is none of Redis ends its block."""
 
     def __init__(
         self,
@@ -56,26 +59,34 @@ class ComingPresence:
         self._coming = coming
         self._interval_s = interval_s
         self._ttl_s = ttl_s
-        self._announcing: asyncio.Task[None] | None = None
+        self._announcing = beside(self._announce(), name="announce")
+        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._announcing = asyncio.create_task(self._announce(), name="announce")
+        self._task = await self._announcing.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """It comes no more, if it has not come."""
-        if self._announcing is not None:
-            await self.end()
-            with suppress(StoreError):
-                await self._store.withdraw(self._coming.worker)
+        comes = self._task is not None
+        try:
+            await self._announcing.__aexit__(kind, error, trace)
+        finally:
+            if comes:
+                with suppress(StoreError):
+                    await self._store.withdraw(self._coming.worker)
 
     async def end(self) -> None:
         """It registers now. The entry stays until then, or dies soon."""
-        announcing, self._announcing = self._announcing, None
-        if announcing is not None:
-            announcing.cancel()
-            with suppress(asyncio.CancelledError):
-                await announcing
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
 
     async def _announce(self) -> None:
         while True:

@@ -66,8 +66,7 @@ class Cluster(Protocol):
     there, so no other thread may look. All answers are local and immediate."""
 
     def not_ready(self) -> str | None:
-        """Why a request would not be served; None when it would, by who is here or by who is waited
-        for."""
+        """Why a request would not be served; None when it would, now or after a wait."""
 
     def view(self) -> ClusterView: ...
 

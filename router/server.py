@@ -88,9 +88,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             log.info("listening", extra={"host": host, "port": port} | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
-            end_requests = parts.dispatcher.end_requests
             server = _http_server(
-                settings, parts.runtime, max_connections=bound, end_requests=end_requests
+                settings, parts.runtime, max_connections=bound, end_requests=parts.end_requests
             )
             await _run(settings, parts, store, server, listener, stop)
         finally:
@@ -115,6 +114,11 @@ class _Parts:
     models: ServedModels
     aliases: WatchedFile[Aliases] | None
     tenancy: Tenancy | None
+
+    def end_requests(self) -> None:
+        """Wherever they wait, each fails with RouterEnds."""
+        self.dispatcher.end_requests()
+        self.models.end_waits()
 
 
 def _load_kernels() -> None:
@@ -186,8 +190,7 @@ def _build(
     models, aliases = _models(settings, registry, metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics,
-        why_no_text=models.why_no_text,
-        patience_s=settings.patience_s,
+        patience_s=settings.patience_s, why_no_text=models.why_no_text,
     )  # fmt: skip
     dispatcher = Dispatcher(
         registry=registry,

@@ -92,10 +92,11 @@ class RouterSettings(ProcessSettings):
     max_in_flight: int = Field(default=1024, ge=1)
     """Generations at once; beyond it 429. About 100 kB of memory each."""
     max_queue: int = Field(default=512, ge=1)
-    """Requests that wait here while every worker is full; the newest of the greediest tenant makes
-    room. Half of `max_in_flight`: the others run."""
+    """Requests of one version (model, revision and text) that wait here while its workers are full;
+    the newest of the greediest tenant makes room. Half of `max_in_flight`, which bounds those of
+    all versions together: the others run."""
     max_queue_tokens: int = Field(default=2 << 20, ge=1)
-    """Of all that wait, prompts and likely answers together: about 70 MB of memory."""
+    """Of those of one version, prompts and likely answers together: about 70 MB of memory."""
     max_queue_wait_s: float = Field(default=30.0, ge=0)
     """Seconds a request may wait for a worker; it is refused at once when it would be longer. Most
     clients' patience for a first token ends about there."""

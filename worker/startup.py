@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from protocol.beside import beside
 from protocol.channel.port import RouterPort
 from protocol.errors import StoreError
 from protocol.process.machine import is_loopback
@@ -38,11 +39,11 @@ async def open_endpoints(settings: WorkerSettings) -> AsyncIterator[Endpoints]:
     metrics.health.store_wait = store.contact.waiting
     metrics.serve_if_asked(host=settings.host, port=settings.metrics_port)
     port = RouterPort(host=settings.host, port=settings.port)
-    meeting = asyncio.create_task(_meet(store), name="meet redis")
+    phases = StartPhases(metrics)
     try:
-        yield Endpoints(port=port, store=store, metrics=metrics, phases=StartPhases(metrics))
+        async with beside(_meet(store), name="meet redis"):
+            yield Endpoints(port=port, store=store, metrics=metrics, phases=phases)
     finally:
-        meeting.cancel()
         port.close()
         with suppress(StoreError):
             await store.close()

@@ -3,6 +3,8 @@
 Keys, which all begin with the address's prefix. Those with a time to live:
 - `worker:{id}`: a packed `WorkerRecord`; `coming:{id}`: a `ComingWorker`, before that one.
 - `router:{id}`: a packed `RouterRecord`.
+- `members`: the set of the names of all these, so that nobody looks through what others keep in the
+  same database. Whoever lists them takes out those that have died.
 
 Those that die with their worker's epoch:
 - `kv:events`: the stream of packed `BlockEvent`s of all workers, trimmed.
@@ -14,7 +16,7 @@ strictly as any message.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -29,8 +31,22 @@ from protocol.store.connection import RedisConnection
 STREAM_START = "0-0"
 MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
-_MEMBERS = "[wcr]o????:*"
-"""Keys of workers, of those that come and of routers: one walk finds all."""
+_MEMBERS_TTL_MS = 3_600_000
+"""Of the set, from the last write of any: long after the entries themselves."""
+_LIST = """
+local found = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local entry = redis.call('GET', ARGV[1] .. name)
+  if entry then
+    found[#found + 1] = name
+    found[#found + 1] = entry
+  else
+    redis.call('SREM', KEYS[1], name)
+  end
+end
+return found
+"""
+"""Of one moment, so that who registers is not between two entries; the dead are taken out."""
 _CHUNK_HASHES = 8192
 T = TypeVar("T")
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -113,27 +129,32 @@ class Store(RedisConnection):
     def stream_key(self) -> str:
         return self._key("kv:events")
 
+    @property
+    def _members_key(self) -> str:
+        return self._key("members")
+
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
         """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long. It comes no more: it
         is here."""
         worker, epoch = record.registration.worker, record.registration.epoch
         ttl_ms = round(ttl_s * 1000)
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(self._key(f"worker:{worker}"), _encoder.encode(record), px=ttl_ms)
-            pipe.delete(self._key(f"coming:{worker}"))
+            self._enter(pipe, f"worker:{worker}", record, ttl_ms=ttl_ms)
+            self._leave(pipe, f"coming:{worker}")
             pipe.pexpire(self.blocks_key(worker, epoch), ttl_ms)
             pipe.pexpire(self.sequence_key(worker, epoch), ttl_ms)
             await pipe.execute()
 
     async def deregister(self, worker: WorkerId, epoch: Epoch) -> None:
         """Removes what this epoch wrote; a successor's registration stays."""
-        key = self._key(f"worker:{worker}")
+        name = f"worker:{worker}"
+        key = self._key(name)
 
         async def body(pipe: Pipeline) -> None:
             current = _decoded(_records, cast(bytes | None, await pipe.get(key)))
             pipe.multi()  # type: ignore[no-untyped-call]
             if current is not None and current.registration.epoch == epoch:
-                pipe.delete(key)
+                self._leave(pipe, name)
             pipe.delete(self.blocks_key(worker, epoch), self.sequence_key(worker, epoch))
 
         async with self._deadline():
@@ -141,37 +162,28 @@ class Store(RedisConnection):
 
     async def announce(self, coming: ComingWorker, *, ttl_s: float) -> None:
         """Writes `coming:{id}`; `register` or `withdraw` takes it away."""
-        async with self._deadline():
-            key, ttl_ms = self._key(f"coming:{coming.worker}"), round(ttl_s * 1000)
-            await self._redis.set(key, _encoder.encode(coming), px=ttl_ms)
+        await self._write(f"coming:{coming.worker}", coming, ttl_s=ttl_s)
 
     async def withdraw(self, worker: WorkerId) -> None:
-        async with self._deadline():
-            await self._redis.delete(self._key(f"coming:{worker}"))
+        await self._take_away(f"coming:{worker}")
 
     async def register_router(self, record: RouterRecord, *, ttl_s: float) -> None:
         """Writes `router:{id}`."""
-        async with self._deadline():
-            key, ttl_ms = self._key(f"router:{record.router}"), round(ttl_s * 1000)
-            await self._redis.set(key, _encoder.encode(record), px=ttl_ms)
+        await self._write(f"router:{record.router}", record, ttl_s=ttl_s)
 
     async def deregister_router(self, router: RouterId) -> None:
-        async with self._deadline():
-            await self._redis.delete(self._key(f"router:{router}"))
+        await self._take_away(f"router:{router}")
 
     async def list_members(self) -> Members:
         """Workers, those that come, and routers, as of one moment."""
         async with self._deadline():
-            keys = {
-                key async for key in self._redis.scan_iter(match=self._key(_MEMBERS), count=1000)
-            }
-            names = sorted(cast(set[bytes], keys))
-            values = cast(list[bytes | None], await self._redis.mget(names)) if names else []
-        found = list(zip(names, values, strict=True))
+            reply = self._redis.eval(_LIST, 1, self._members_key, self._key(""))
+            names_and_values = await cast(Awaitable[list[bytes]], reply)
+        found = sorted(zip(names_and_values[::2], names_and_values[1::2], strict=True))
         return Members(
-            workers=_of_kind(self._key("worker:"), found, _records),
-            coming=_of_kind(self._key("coming:"), found, _coming),
-            routers=_of_kind(self._key("router:"), found, _routers),
+            workers=_of_kind("worker:", found, _records),
+            coming=_of_kind("coming:", found, _coming),
+            routers=_of_kind("router:", found, _routers),
         )
 
     async def list_workers(self) -> tuple[WorkerRecord, ...]:
@@ -181,6 +193,25 @@ class Store(RedisConnection):
     async def list_routers(self) -> tuple[RouterRecord, ...]:
         """Routers, as of `Members`."""
         return (await self.list_members()).routers
+
+    async def _write(self, name: str, entry: msgspec.Struct, *, ttl_s: float) -> None:
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
+            self._enter(pipe, name, entry, ttl_ms=round(ttl_s * 1000))
+            await pipe.execute()
+
+    async def _take_away(self, name: str) -> None:
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
+            self._leave(pipe, name)
+            await pipe.execute()
+
+    def _enter(self, pipe: Pipeline, name: str, entry: msgspec.Struct, *, ttl_ms: int) -> None:
+        pipe.set(self._key(name), _encoder.encode(entry), px=ttl_ms)
+        pipe.sadd(self._members_key, name)
+        pipe.pexpire(self._members_key, max(ttl_ms, _MEMBERS_TTL_MS))
+
+    def _leave(self, pipe: Pipeline, name: str) -> None:
+        pipe.delete(self._key(name))
+        pipe.srem(self._members_key, name)
 
     async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> bool:
         """Appends one worker's events, in order, and applies them to its snapshot: all or
@@ -273,7 +304,7 @@ async def _packed_in_slices(members: list[bytes]) -> bytes:
 
 
 def _of_kind(
-    kind: str, found: Sequence[tuple[bytes, bytes | None]], decoder: msgspec.msgpack.Decoder[T]
+    kind: str, found: Sequence[tuple[bytes, bytes]], decoder: msgspec.msgpack.Decoder[T]
 ) -> tuple[T, ...]:
     read = (_decoded(decoder, value) for key, value in found if key.startswith(kind.encode()))
     return tuple(one for one in read if one is not None)

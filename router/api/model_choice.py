@@ -1,8 +1,8 @@
 """Which model answers one HTTP request: chosen once its body has said a name."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from router.api.errors import as_api_error
@@ -13,6 +13,8 @@ MODEL_HEADER = "x-baton-model"
 """Of an answer: `NAME@REVISION`, which a request may ask for in its turn."""
 Choose = Callable[[str | None], ChosenModel]
 """As `Models.choose`, for one request: raises ApiError 404 and ModelAway. From any thread."""
+Watch = Callable[[Coroutine[Any, Any, None]], Awaitable[None]]
+"""Waits as it is told while the client is there; raises ClientGone when it is not."""
 T = TypeVar("T")
 
 
@@ -54,9 +56,9 @@ class ModelChoice:
             return False
         return now.text.version != self._chosen.text.version
 
-    async def made(self, make: Callable[[], Awaitable[T]], *, within_s: float) -> T:
+    async def made(self, make: Callable[[], Awaitable[T]], *, within_s: float, watched: Watch) -> T:
         """`make()`, which chooses; of a model that is away, when it is here, within so many
-        seconds. On the event loop. Raises what `make` does, ModelAway too."""
+        seconds. On the event loop. Raises what `make` and `watched` do, ModelAway too."""
         now = asyncio.get_running_loop().time
         ends_at = now() + within_s
         while True:
@@ -64,10 +66,15 @@ class ModelChoice:
                 return await make()
             except ModelAway as away:
                 since = now()
+                if since >= ends_at:
+                    raise
                 try:
                     async with asyncio.timeout_at(ends_at):
-                        await self._models.wait_for(self._asked)
+                        await watched(self._wait())
                 except TimeoutError:
                     raise away from None
                 finally:
                     self.waited_s += now() - since
+
+    async def _wait(self) -> None:
+        await self._models.wait_for(self._asked)

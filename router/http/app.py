@@ -239,7 +239,11 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
                     make = partial(
                         state.run_in_thread, work, choice.choose, body, num_bytes=len(body)
                     )
-                    done = await choice.made(make, within_s=runtime.limits.request_timeout_s)
+                    done = await choice.made(
+                        make,
+                        within_s=runtime.limits.request_timeout_s,
+                        watched=exchange.unless_gone,
+                    )
             response = _json(done, headers=choice.headers)
             state.trimming.count(len(response.body))
             return response
@@ -285,7 +289,7 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 only when a request would be served, now or by a worker that is waited for."""
+        """200 only when a request would be served now, or after a wait for a worker."""
         reason = cluster.not_ready() or runtime.models.not_ready()
         if reason is None:
             return _json({"ready": True} | open_to_all)

@@ -36,11 +36,11 @@ class LocalCluster:
         feed: IndexFeed,
         traces: TraceRing,
         metrics: RouterMetrics,
+        patience_s: float = 15.0,
         why_no_text: Callable[[str], str] = lambda digest: "",
-        patience_s: float = 0.0,
     ) -> None:
-        """`why_no_text`: of a worker's model by its digest; "" if there is one. `patience_s`:
-        seconds that requests wait for a worker."""
+        """`patience_s`: that requests wait for a decode worker. `why_no_text`: of a worker's model
+        by its digest; "" if there is one."""
         self._patience_s = patience_s
         self._why_no_text = why_no_text
         self._router = router
@@ -65,11 +65,8 @@ class LocalCluster:
     def not_ready(self) -> str | None:
         if self._draining:
             return "this router is draining"
-        if waiting := self._feed.store.contact.waiting():
-            return waiting
-        # Out of a Service's endpoints nobody could wait here.
-        waits = self._registry.may_serve_again(within_s=self._patience_s)
-        return None if waits else self._registry.not_ready()
+        waiting = self._feed.store.contact.waiting()
+        return waiting or self._registry.why_not_served(within_s=self._patience_s)
 
     def view(self) -> ClusterView:
         registry = self._registry

@@ -4,17 +4,21 @@ Nothing of it is shared between requests.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from protocol.errors import BatonError
 from router.api.errors import ApiError, ClientGone, ShowError, openai_error
 from router.api.stream_door import EXTENSION, StreamDoor
 from router.http.admission import Share
 from router.http.content import Decoder, check_content_type
 from router.runtime import ApiLimits
+
+T = TypeVar("T")
 
 
 class Exchange:
@@ -80,6 +84,20 @@ class Exchange:
             except TimeoutError:
                 gone = self._is_stuck(timeout_s)
 
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` returns; raises what it does, of errors that are told, and ClientGone when
+        `until_gone` is first, which cancels it."""
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(_outcome(work), name="answer")
+            watching = tasks.create_task(self._cancel_when_gone(working), name="hang-up")
+            working.add_done_callback(lambda _: watching.cancel())
+        if working.cancelled():
+            raise ClientGone
+        outcome, error = working.result()
+        if error is not None:
+            raise error
+        return cast(T, outcome)
+
     async def send(self, message: Message) -> None:
         """Raises ClientGone when the server says that the client is gone."""
         self._writing_since = self._loop.time()
@@ -102,6 +120,10 @@ class Exchange:
 
     async def refuse(self, error: ApiError) -> None:
         await self.respond(error.response(self.show_error))
+
+    async def _cancel_when_gone(self, working: asyncio.Task[Any]) -> None:
+        await self.until_gone()
+        working.cancel()
 
     def _is_stuck(self, timeout_s: float) -> bool:
         since = self._writing_since
@@ -130,3 +152,11 @@ class Exchange:
     def _too_large(self) -> ApiError:
         message = f"request body: at most {self._max_bytes} bytes"
         return ApiError(413, message, code="body_too_large")
+
+
+async def _outcome(work: Coroutine[Any, Any, T]) -> tuple[T | None, Exception | None]:
+    """Errors as values: a group of tasks would make a group of them."""
+    try:
+        return await work, None
+    except (ApiError, BatonError, ClientGone) as error:
+        return None, error

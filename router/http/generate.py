@@ -42,6 +42,8 @@ MAX_ANEW = 3
 overtake each other."""
 log = logging.getLogger("baton.api")
 
+FindBody = Callable[[], bytes | None]
+"""The body to begin anew with; None: it may not, or that has made room for others."""
 Prepare = Callable[[Runtime, bytes, RequestId, Choose], Generation]
 """A body to generations; `router.openai.prepare.prepare_chat`, for one."""
 
@@ -181,11 +183,14 @@ class GenerateResponse(Response):
         """By the model that it names, under the terms of its client; the answer will tell which."""
         choice, waited_s = asked.choice, asked.choice.waited_s
         try:
-            make = partial(self._made, asked, body)
-            generation = await choice.made(make, within_s=asked.deadline_s)
+            generation = await choice.made(
+                partial(self._made, asked, body),
+                within_s=asked.deadline_s,
+                watched=asked.exchange.unless_gone,
+            )
         finally:
             tell_headers(asked.exchange.scope, choice.headers)
-        left_s = asked.deadline_s - (choice.waited_s - waited_s)
+        left_s = max(0.0, asked.deadline_s - (choice.waited_s - waited_s))
         return under_terms(generation, asked.client, deadline_s=left_s, session=asked.session)
 
     async def _made(self, asked: Asked, body: bytes) -> Generation:
@@ -199,63 +204,48 @@ class GenerateResponse(Response):
         self, generation: Generation, asked: Asked, bill: Bill, kept: int
     ) -> None:
         """By the revision that was chosen; if that has left before the client had anything, by the
-        one that the name stands for now."""
+        one that the name stands for now. All in the time that it had when it was prepared."""
         now = asyncio.get_running_loop().time
-        ends_at = now() + asked.deadline_s
-        for _ in range(MAX_ANEW):
-            if await self._answer(generation, asked, bill, kept):
-                return
-            body = self._state.kept_bodies.find(kept)
-            assert body is not None, "it was there a moment ago"
-            generation = await self._prepared(replace(asked, deadline_s=ends_at - now()), body)
-        await self._answer(generation, asked, bill, None)
+        ends_at = now() + asked.deadline_s - asked.choice.waited_s
+        answer = self._writer(generation, asked)
+        try:
+            for num_left in reversed(range(MAX_ANEW + 1)):
+                found = partial(self._state.kept_bodies.find, kept) if num_left else _none
+                body = await self._answer(generation, answer, asked, found)
+                if body is None:
+                    return
+                generation = await self._prepared(replace(asked, deadline_s=ends_at - now()), body)
+                answer = self._writer(generation, asked)
+                del body  # as the first time
+        finally:
+            bill.settle(answer.num_tokens_used)
+
+    def _writer(self, generation: Generation, asked: Asked) -> AnswerWriter:
+        make = self._surface.stream if generation.stream else self._surface.whole
+        return make(generation, asked.exchange)
 
     async def _answer(
-        self, generation: Generation, asked: Asked, bill: Bill, kept: int | None
-    ) -> bool:
-        """Until the answer is sent or the client hangs up, whichever is first. False: the client
-        has nothing yet, and the body that is `kept` is to be prepared anew."""
-        make = self._surface.stream if generation.stream else self._surface.whole
-        answer = make(generation, asked.exchange)
-        is_over = True
+        self, generation: Generation, answer: AnswerWriter, asked: Asked, kept: FindBody
+    ) -> bytes | None:
+        """Until the answer is sent. A body: that which was kept is to be prepared anew, and the
+        client has nothing yet. Raises ClientGone."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                following = self._follow(generation, answer, asked, kept)
-                answering = tasks.create_task(following, name="answer")
-                watching = tasks.create_task(
-                    _cancel_when_gone(asked.exchange, answering), name="hang-up"
-                )
-                answering.add_done_callback(lambda _: watching.cancel())
-            is_over = answering.cancelled() or answering.result()
-            return is_over
+            return await asked.exchange.unless_gone(self._follow(generation, answer, asked, kept))
         finally:
-            if is_over:
-                bill.settle(answer.num_tokens_used)
             self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
     async def _follow(
-        self, generation: Generation, answer: AnswerWriter, asked: Asked, kept: int | None
-    ) -> bool:
-        try:
-            error = await self._generate(generation, answer)
-            if error is None:
-                await answer.finish()
-            elif self._may_begin_anew(error, answer, asked, kept):
-                return False
-            else:
-                told = error if isinstance(error, ApiError) else as_api_error(error)
-                await answer.fail(told)
-        except ClientGone:
-            log.info("client gone")
-        return True
-
-    def _may_begin_anew(
-        self, error: BatonError | ApiError, answer: AnswerWriter, asked: Asked, kept: int | None
-    ) -> bool:
-        is_lost = isinstance(error, BatonError) and error.retryable and not answer.is_begun
-        if not is_lost or kept is None or self._state.kept_bodies.find(kept) is None:
-            return False
-        return asked.choice.is_other_now(if_away=isinstance(error, NoWorkers))
+        self, generation: Generation, answer: AnswerWriter, asked: Asked, kept: FindBody
+    ) -> bytes | None:
+        error = await self._generate(generation, answer)
+        if error is None:
+            await answer.finish()
+        elif _may_begin_anew(error, answer, asked) and (body := kept()) is not None:
+            return body
+        else:
+            told = error if isinstance(error, ApiError) else as_api_error(error)
+            await answer.fail(told)
+        return None
 
     async def _generate(
         self, generation: Generation, answer: AnswerWriter
@@ -276,7 +266,10 @@ class GenerateResponse(Response):
         return None
 
 
-async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[bool]) -> None:
-    await exchange.until_gone()
-    if answering.cancel():
-        log.info("client gone")
+def _may_begin_anew(error: BatonError | ApiError, answer: AnswerWriter, asked: Asked) -> bool:
+    is_lost = isinstance(error, BatonError) and error.retryable and not answer.is_begun
+    return is_lost and asked.choice.is_other_now(if_away=isinstance(error, NoWorkers))
+
+
+def _none() -> None:
+    return None

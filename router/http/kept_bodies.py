@@ -10,6 +10,8 @@ from itertools import count
 MAX_BYTES = 32 << 20
 """Of all: some thousands of chats. The oldest make room, who most likely have their first token and
 can begin no more."""
+MOST_OF_ALL = 4
+"""No body takes more than this part of the room: it would cost all others theirs."""
 
 
 class KeptBodies:
@@ -20,8 +22,10 @@ class KeptBodies:
         self.num_bytes = 0
 
     def keep(self, body: bytes) -> int:
-        """Its number, to `drop` it by."""
+        """Its number, to `drop` it by. One that is too large is not kept."""
         number = next(self._numbers)
+        if len(body) * MOST_OF_ALL > self._max_bytes:
+            return number
         self._bodies[number] = body
         self.num_bytes += len(body)
         while self.num_bytes > self._max_bytes:

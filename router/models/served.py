@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
+from math import inf
 
 from msgspec.structs import astuple
 
@@ -14,6 +15,7 @@ from router.models.model_text import ChosenModel, ListedModel
 from router.models.model_unknown import ModelAway, UnknownModel
 from router.models.snapshot import Aliases, AvailableVersion, ServedSnapshot
 from router.models.texts import Texts
+from router.requests.events import RouterEnds
 from router.workers.registry import Registry
 
 LOOK_AGAIN_S = 0.5
@@ -46,6 +48,7 @@ class ServedModels:
         self._left_at: dict[_Revision, float] = {}
         """When one was last seen to become away."""
         self._changed = asyncio.Event()
+        self._is_ending = False
         registry.listeners.append(self._renew)
         texts.changed = self._renew
 
@@ -56,12 +59,15 @@ class ServedModels:
         return self._snapshot.listed()
 
     def not_ready(self) -> str | None:
-        waits = self._registry.may_serve_again(within_s=self._patience_s)
-        if waits or not self._snapshot.is_empty:
+        if not self._snapshot.is_empty:
             return None
+        if (why := self._registry.why_not_served(within_s=self._patience_s)) is not None:
+            return why
+        if self._registry.not_ready() is not None or self._was_left_within(self._patience_s):
+            return None  # requests wait for a worker, or only for a text
         texts = {one.registration.text for one in self._registry.ready_workers()}
         missing = (self._texts.why_missing(text) for text in sorted(texts))
-        return self._registry.not_ready() or next(missing, "no model is served")
+        return next(missing, "no model is served")
 
     def why_no_text(self, digest: str) -> str:
         """Of a worker's model; "" if it has been read."""
@@ -81,14 +87,25 @@ class ServedModels:
         async with asyncio.timeout(timeout_s):
             await self._changed.wait()
 
+    def end_waits(self) -> None:
+        """Those that `wait_for` a model, and any that still come, fail with RouterEnds."""
+        self._is_ending = True
+        self._note_change()
+
     async def wait_for(self, name: str | None) -> None:
         deadline = self._clock() + self._patience_s
         while not self._is_available(name):
+            if self._is_ending:
+                raise RouterEnds("this router ends")
             remaining_s = deadline - self._clock()
             if remaining_s <= 0 or not self._is_expected(name):
                 raise ModelAway(name, f"no decode worker of {name or 'any model'} is ready")
             with suppress(TimeoutError):  # what is expected may also just cease to be
                 await self.wait_change(timeout_s=min(remaining_s, LOOK_AGAIN_S))
+
+    def _was_left_within(self, within_s: float) -> bool:
+        """Whether something was served so short a time ago."""
+        return self._clock() < max(self._left_at.values(), default=-inf) + within_s
 
     def _is_available(self, name: str | None) -> bool:
         try:
@@ -131,6 +148,9 @@ class ServedModels:
         )
         linked = (one for one in self._registry.workers if one.connection is not None)
         self._texts.want({one.registration.text for one in linked if one.registration.text})
+        self._note_change()
+
+    def _note_change(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -100,6 +100,7 @@ class Candidates:
         """Until the workers' reports and events tell of this prompt, believe in it."""
         self._num_placed += 1
         self._forget_cleared(context)
+        context.compat = self._workers[placement.decode].registration.compat
         if context.routed.cached_tokens is None:
             context.found = self._found(context, placement, now)
         for name in (placement.prefill, placement.decode):
@@ -217,6 +218,24 @@ class Candidates:
         return placement
 
     def _place(
+        self, context: RequestContext, shut: set[WorkerId], now: float
+    ) -> Placement | PlacementRefusal:
+        """A stream goes on by the numerics that it began with while a worker has them, and room."""
+        unlike = self._unlike(context)
+        if unlike:
+            placement = self._place_reachable(context, shut | unlike, now)
+            if isinstance(placement, Placement):
+                return placement
+        return self._place_reachable(context, shut, now)
+
+    def _unlike(self, context: RequestContext) -> set[WorkerId]:
+        """Those of another compat hash than the worker by which its tokens so far came."""
+        if context.compat is None or not context.routed.generated:
+            return set()
+        workers = self._workers.items()
+        return {name for name, one in workers if one.registration.compat != context.compat}
+
+    def _place_reachable(
         self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
         """Not on two between which no KV moves, if there are others, or the second may prefill."""

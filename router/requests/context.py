@@ -53,6 +53,8 @@ class RequestContext:
     """Once a good ending was reached: what `Ended` carries and the traces keep."""
     hashes: dict[str, bytes] = field(default_factory=dict)
     """Of prompt and output so far, packed, by compat hash."""
+    compat: str | None = None
+    """Compat hash of the decode worker that had it last."""
     found: FoundPrefix | None = None
     """When it was last placed before a worker told what it had cached."""
 

@@ -75,6 +75,7 @@ class Registry:
         self._changed = asyncio.Event()
         self._expected = ExpectedWorkers()
         self._has_served = False
+        """A decode worker was ready once."""
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
         self.text_listeners: list[Callable[[KnownWorker, TextPart], None]] = []
@@ -113,6 +114,12 @@ class Registry:
         problems = [f"{w.role}: {_ADDRESS.sub('', w.why.replace(w.id, w.role))}" for w in others]
         return "; ".join(["no decode worker", *problems])
 
+    def why_not_served(self, *, within_s: float) -> str | None:
+        """As `not_ready`, but None too where a decode worker has been ready and one may be again:
+        requests would wait for it, `within_s` at most."""
+        is_waited_for = self._has_served and self.may_serve_soon(None, within_s=within_s)
+        return None if is_waited_for else self.not_ready()
+
     def why_unused(self, worker: KnownWorker) -> str:
         """Why a worker that is here gets no requests; "" when it may get some."""
         if not worker.is_ready:
@@ -148,11 +155,6 @@ class Registry:
             for w in decodes
             if model in (None, w.registration.model)
         )
-
-    def may_serve_again(self, *, within_s: float) -> bool:
-        """Whether requests wait, and do not fail at once, for any decode worker where one was ready
-        before. A router that had none yet has nothing to wait with."""
-        return self._has_served and self.may_serve_soon(None, within_s=within_s)
 
     def add_receiver(self, request: RequestId, receiver: MessageReceiver) -> None:
         """It is told whatever workers say of the request, and which workers are lost."""
@@ -323,6 +325,7 @@ class Registry:
             raise PeerLost(f"{worker.id} now answers as another incarnation")
         before = worker.state
         worker.note_beat(beat, now=now)
+        self._has_served |= worker.is_ready and worker.role == "decode"
         if worker.state != before:
             log.info("worker state", extra={"worker": worker.id, "state": worker.state})
             self._signal()
@@ -367,7 +370,6 @@ class Registry:
             listener()
 
     def _signal(self) -> None:
-        self._has_served = self._has_served or self.not_ready() is None
         for listener in self.listeners:
             listener()
         self._changed.set()

@@ -101,11 +101,25 @@ def test_a_worker_that_ends_while_it_loads_comes_no_more() -> None:
     run(test)
 
 
+def test_a_mistake_while_it_says_that_it_comes_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async def announce(*_: object, **__: object) -> None:
+            raise TypeError("a mistake")
+
+        monkeypatch.setattr(store, "announce", announce)
+        with pytest.raises(TypeError, match="a mistake"):
+            async with ComingPresence(store, COMING):
+                await asyncio.Event().wait()
+
+    run(test)
+
+
 def test_workers_and_routers_are_listed_apart_and_what_cannot_be_read_is_left_out() -> None:
     async def test(server: RedisServer, store: Store) -> None:
         with server.client() as redis:
             for kind in ("worker", "router", "coming", "wander", "corner"):
                 redis.set(f"{kind}:bad", b"\xc1")
+                redis.sadd("members", f"{kind}:bad", f"{kind}:gone")
         record = WorkerRecord(registration=registration(), beat=beat())
         await store.register(record, ttl_s=60)
         await store.register_router(ROUTER, ttl_s=60)

@@ -10,11 +10,13 @@ from support.words import beat, registration
 
 from protocol.blocks import unpack_hashes
 from protocol.errors import SettingsError, StoreError
-from protocol.ids import BlockHash, Epoch, WorkerId
+from protocol.ids import BlockHash, Epoch, RouterId, WorkerId
 from protocol.store.address import RedisAddress
 from protocol.store.workers import (
     STREAM_START,
     BlockEvent,
+    Members,
+    RouterRecord,
     Snapshot,
     Store,
     WorkerRecord,
@@ -123,10 +125,45 @@ def test_a_worker_that_leaves_takes_its_blocks_with_it_but_not_its_successor(
     run(server, test)
 
 
+def test_members_are_found_without_a_look_at_what_others_keep(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store.register(record(), ttl_s=60)
+        with server.client() as redis:
+            redis.set("worker:of-others", b"1")
+            redis.config_resetstat()
+            assert await store.list_workers() == (record(),)
+            used = redis.info("commandstats")
+        assert not {"cmdstat_scan", "cmdstat_keys"} & used.keys()
+
+    run(server, test)
+
+
+def test_the_dead_are_forgotten_by_who_lists_them_and_may_come_back(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        router = RouterRecord(router=RouterId("r"), wires=(8,))
+        await store.register_router(router, ttl_s=60)
+        await store.register(record(), ttl_s=0.1)
+
+        async def gone() -> bool:
+            return await store.list_workers() == ()
+
+        await soon(gone)
+        with server.client() as redis:
+            assert redis.smembers("members") == {b"router:r"}
+            await store.register(record(), ttl_s=60)
+            assert await store.list_members() == Members(workers=(record(),), routers=(router,))
+            redis.flushall()
+        await store.register(record(), ttl_s=60)
+        assert await store.list_workers() == (record(),)
+
+    run(server, test)
+
+
 def test_a_record_that_cannot_be_read_is_left_out(server: RedisServer) -> None:
     async def test(store: Store) -> None:
         with server.client() as redis:
             redis.set("worker:bad", b"\xc1")
+            redis.sadd("members", "worker:bad", b"\xff")
         await store.register(record(), ttl_s=60)
         assert await store.list_workers() == (record(),)
 

@@ -11,9 +11,9 @@ from support.eventually import soon
 from support.fake_cluster import FakeCluster, fake_cluster
 from support.fake_worker import FakeWorker
 
-from protocol.ids import RouterId
+from protocol.ids import RouterId, WorkerId
 from protocol.store.address import RedisAddress
-from protocol.store.workers import Store
+from protocol.store.workers import ComingWorker, Store
 from router.http.cluster import LocalCluster
 from router.workers.index_feed import IndexFeed
 
@@ -22,7 +22,7 @@ NOBODY = RedisAddress(url="redis://127.0.0.1:1")
 pytestmark = pytest.mark.anyio
 
 
-def local(cluster: FakeCluster, *, patience_s: float = 0.0) -> LocalCluster:
+def local(cluster: FakeCluster, patience_s: float = 15.0) -> LocalCluster:
     return LocalCluster(
         router=RouterId("router"),
         registry=cluster.registry,
@@ -40,10 +40,8 @@ def local(cluster: FakeCluster, *, patience_s: float = 0.0) -> LocalCluster:
 
 
 @asynccontextmanager
-async def http(
-    bench: Bench, cluster: FakeCluster, *, patience_s: float = 0.0
-) -> AsyncIterator[httpx.AsyncClient]:
-    shown = local(cluster, patience_s=patience_s)
+async def http(bench: Bench, cluster: FakeCluster, **of: float) -> AsyncIterator[httpx.AsyncClient]:
+    shown = local(cluster, **of)
     async with bench.client(cluster=shown, dispatcher=cluster.dispatcher) as client:
         yield client
 
@@ -98,25 +96,28 @@ async def test_not_ready_says_of_every_worker_why_and_of_none_where(bench: Bench
         assert shown["prefill-0"] == "there is no decode worker"
 
 
-async def test_a_router_is_ready_while_requests_wait_for_a_worker_that_is_replaced(
-    bench: Bench,
+@pytest.mark.parametrize(("patience_s", "status"), [(60.0, 200), (0.0, 503)])
+async def test_it_stays_ready_while_requests_wait_for_the_next_decode_worker(
+    bench: Bench, patience_s: float, status: int
 ) -> None:
-    """Otherwise no Service would bring one that could wait."""
+    """With no other router that is, a service would refuse what this one would let wait."""
     async with fake_cluster(decode=1) as cluster:
-        (worker,) = cluster.workers.values()
-        worker.die()
-        await soon(lambda: cluster.registry.not_ready() is not None)
-        async with http(bench, cluster, patience_s=60) as client:
-            assert (await client.get("/ready")).json() == {"ready": True}
-        async with http(bench, cluster, patience_s=0) as client:
-            assert (await client.get("/ready")).status_code == 503
-
-
-async def test_a_router_that_had_no_worker_yet_is_not_ready_for_one_that_leaves(
-    bench: Bench,
-) -> None:
-    async with fake_cluster() as cluster:
-        cluster.add(FakeWorker("decode-0", "decode", cluster.fabric, state="draining"))
         await until_known(cluster, 1)
-        async with http(bench, cluster, patience_s=60) as client:
+        async with http(bench, cluster, patience_s=patience_s) as client:
+            assert (await client.get("/ready")).status_code == 200
+            cluster.workers["decode-0"].die()
+            await soon(lambda: not cluster.registry.workers)
+            assert (await client.get("/ready")).status_code == status
+
+
+async def test_it_is_not_ready_before_the_first_decode_worker_is(bench: Bench) -> None:
+    async with fake_cluster() as cluster:
+        loads = ComingWorker(worker=WorkerId("decode-0"), role="decode", model="fake")
+        cluster.coming = [loads]
+        cluster.announce()
+        await soon(lambda: cluster.registry.may_serve_soon(None, within_s=60.0))
+        async with http(bench, cluster) as client:
             assert (await client.get("/ready")).status_code == 503
+            cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
+            await until_known(cluster, 1)
+            assert (await client.get("/ready")).status_code == 200

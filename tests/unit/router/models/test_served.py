@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from support.checkpoints import write_checkpoint
 from support.eventually import soon
 from support.fake_worker import FakeWorker, tiny_text
@@ -18,6 +19,7 @@ from protocol.text.packed_text import PackedText
 from protocol.text.text_files import TextFiles
 from router.models import texts
 from router.models.model_unknown import ModelAway, UnknownModel
+from router.requests.events import RouterEnds
 
 pytestmark = pytest.mark.anyio
 SMALL_PARTS = 2_000
@@ -215,6 +217,38 @@ async def test_a_model_that_loads_is_waited_for(tmp_path: Path) -> None:
         cluster.add(decode(cluster, "decode-1"))
         await waiting
         assert cluster.models.choose("tiny", "key").text.version.model == "tiny"
+
+
+@pytest.mark.parametrize("patience_s", [60.0, 0.0])
+async def test_it_is_ready_while_requests_would_wait(
+    tmp_path: Path, other_text: PackedText, patience_s: float
+) -> None:
+    """For a worker, or for its text alone."""
+    async with served_cluster(tmp_path / "texts", patience_s=patience_s) as cluster:
+        worker = cluster.add(decode(cluster))
+        await soon(lambda: cluster.serves("tiny"))
+        worker.die()
+        await soon(lambda: not cluster.serves("tiny"))
+        waits = patience_s > 0
+        assert cluster.models.not_ready() == (None if waits else "no decode worker")
+        other = StrayWorker(cluster, "decode-1", gives=other_text)
+        other.registration = structs.replace(other.registration, text="0" * 32)
+        cluster.add(other)
+        await soon(lambda: bool(cluster.registry.ready_workers()))
+        assert (cluster.models.not_ready() is None) == waits
+
+
+async def test_a_router_that_ends_has_nobody_wait(tmp_path: Path) -> None:
+    async with served_cluster(tmp_path / "texts", patience_s=60) as cluster:
+        cluster.is_coming(ComingWorker(worker=WorkerId("w"), role="decode", model="tiny"))
+        await soon(lambda: "tiny" in cluster.registry.coming_models)
+        waiting = asyncio.ensure_future(cluster.models.wait_for("tiny"))
+        await asyncio.sleep(0)
+        cluster.models.end_waits()
+        with pytest.raises(RouterEnds):
+            await waiting
+        with pytest.raises(RouterEnds):
+            await cluster.models.wait_for("tiny")
 
 
 async def test_aliases_count_when_they_are_used(tmp_path: Path) -> None:

@@ -209,6 +209,28 @@ def test_the_next_attempt_is_placed_with_the_tokens_so_far() -> None:
     assert placement.reason.startswith("decode-0; uncached 11 of 11 tokens; no prefill worker; ")
 
 
+def test_a_stream_goes_on_by_the_numerics_that_it_began_with_while_a_worker_has_them() -> None:
+    """Of one version in two dtypes, as while one is rolled out."""
+    asked, given = Asked(D), context()
+    unlike, like = asked.add(OTHER, compat="float32"), asked.add(WorkerId("decode-2"))
+    placed(asked, given)
+    hear(given.routed, D, emit(0, 10))
+    given.suspects.add(D)
+    assert decode_of(asked.place_request(given, now=NOW)) == like.id
+    assert decode_of(asked.place_request(context("new"), now=NOW)) == unlike.id
+    given.refused.add(like.id)
+    assert decode_of(asked.place_request(given, now=NOW)) == unlike.id
+
+
+def test_what_has_said_nothing_goes_to_any_numerics() -> None:
+    asked, given = Asked(D), context()
+    unlike = asked.add(OTHER, compat="float32")
+    asked.add(WorkerId("decode-2"))
+    placed(asked, given)
+    given.suspects.add(D)
+    assert decode_of(asked.place_request(given, now=NOW)) == unlike.id
+
+
 def test_a_request_that_no_worker_could_ever_hold_is_refused_with_the_numbers() -> None:
     asked = Asked()
     asked.add(D, num_blocks=2, max_context_tokens=8)

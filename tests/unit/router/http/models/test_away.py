@@ -233,11 +233,19 @@ async def test_what_fails_for_good_or_with_its_revision_there_is_not_begun_anew(
 
 def test_kept_bodies_take_no_more_than_their_room_and_the_oldest_go() -> None:
     kept = KeptBodies(max_bytes=10)
-    first, second = kept.keep(b"12345"), kept.keep(b"12345")
-    assert (kept.find(first), kept.find(second)) == (b"12345", b"12345")
-    third = kept.keep(b"1")
-    assert (kept.find(first), kept.find(second), kept.find(third)) == (None, b"12345", b"1")
-    assert kept.find(kept.keep(b"x" * 11)) is None and kept.num_bytes == 0
-    for number in (first, second, third):
+    numbers = [kept.keep(b"12") for _ in range(5)]
+    assert [kept.find(number) for number in numbers] == [b"12"] * 5
+    last = kept.keep(b"1")
+    assert [kept.find(number) for number in numbers] == [None, *[b"12"] * 4]
+    assert (kept.find(last), kept.num_bytes) == (b"1", 9)
+    for number in (*numbers, last):
         kept.drop(number)
     assert kept.num_bytes == 0
+
+
+def test_a_large_body_costs_no_other_its_room() -> None:
+    kept = KeptBodies(max_bytes=40)
+    small, large = kept.keep(b"x" * 10), kept.keep(b"x" * 11)
+    assert kept.find(small) and kept.find(large) is None and kept.num_bytes == 10
+    kept.drop(large)
+    assert kept.num_bytes == 10
