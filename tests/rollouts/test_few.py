@@ -1,10 +1,10 @@
-"""Changes of a release under load: the few of them that every run of the tests makes."""
+"""A change of a release under load: the one that every run of the tests makes."""
 
 import asyncio
 from pathlib import Path
 
 import pytest
-from support.pods.changes import another_tokenizer_under_one_name, routers_restarted_in_mid_answer
+from support.pods.changes import another_tokenizer_under_one_name
 from support.pods.network import can_have_pods
 
 pytestmark = [
@@ -17,9 +17,3 @@ pytestmark = [
 def test_a_model_with_another_tokenizer_replaces_one_under_its_name(tmp_path: Path) -> None:
     """Not one answer is of one model's tokens and the other's text."""
     asyncio.run(another_tokenizer_under_one_name(tmp_path, replicas=1, lag_s=0.5))
-
-
-def test_a_router_is_restarted_during_an_answer_longer_than_the_workers_drain(
-    tmp_path: Path,
-) -> None:
-    asyncio.run(routers_restarted_in_mid_answer(tmp_path, replicas=1, lag_s=0.5))
