@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NoReturn, TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
@@ -130,6 +131,23 @@ def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
     loop = asyncio.get_running_loop()
     for number in numbers:
         loop.add_signal_handler(number, shutdown.ask, number.name)
+
+
+@asynccontextmanager
+async def beside(
+    work: Coroutine[Any, Any, None], *, name: str
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Its task, which may be cancelled before, and is when the block ends. An error of `work` ends
+    the block; the first error of either is raised as it is, in no group."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(work, name=name)
+            try:
+                yield task
+            finally:
+                task.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def _run(
