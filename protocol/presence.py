@@ -8,9 +8,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from protocol.beside import beside
 from protocol.errors import StoreError
 from protocol.membership import INTERVAL_S, TTL_S
+from protocol.process.run import beside
 from protocol.store.workers import ComingWorker, RouterRecord, Store
 
 

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from protocol.beside import beside
 from protocol.channel.port import RouterPort
 from protocol.errors import StoreError
 from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
+from protocol.process.run import beside
 from protocol.process.settings import WorkerSettings
 from protocol.store.workers import Store
 from worker.reported.start_phases import StartPhases

@@ -13,8 +13,8 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from typing import NoReturn, TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
@@ -120,7 +120,7 @@ async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
             os._exit(shutdown.exit_code)
 
     threading.Thread(target=thread, name="load", daemon=True).start()
-    async with _beside(leave_if_asked(), name="leave-if-asked"):
+    async with beside(leave_if_asked(), name="leave-if-asked"):
         return await asyncio.wrap_future(loaded)
 
 
@@ -130,6 +130,23 @@ def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
     loop = asyncio.get_running_loop()
     for number in numbers:
         loop.add_signal_handler(number, shutdown.ask, number.name)
+
+
+@asynccontextmanager
+async def beside(
+    work: Coroutine[Any, Any, None], *, name: str
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Its task, which may be cancelled before, and is when the block ends. An error of `work` ends
+    the block; the first error of either is raised as it is, in no group."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(work, name=name)
+            try:
+                yield task
+            finally:
+                task.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 async def _run(
@@ -151,21 +168,8 @@ async def _watched(
     if not parent_pid:
         return await main(shutdown)
     _signal_at_death_of_parent()
-    async with _beside(_watch_parent(parent_pid, shutdown), name="watch-parent"):
+    async with beside(_watch_parent(parent_pid, shutdown), name="watch-parent"):
         return await main(shutdown)
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[None, None, None], *, name: str) -> AsyncIterator[None]:
-    """Runs `work` until the block ends. Raises what it raised, and what the block does as it is,
-    which a TaskGroup would not."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def _ignore(signals: Sequence[signal.Signals]) -> None:

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from protocol.beside import beside
+from protocol.process.run import beside
 
 pytestmark = pytest.mark.anyio
 
