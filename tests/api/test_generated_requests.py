@@ -12,7 +12,7 @@ from support.api import make_bench, with_stream_door
 
 NUM_CASES = 500
 """In all, as `NUM_LONG_CASES` in the long tests."""
-NUM_LONG_CASES = 5000
+NUM_LONG_CASES = 2000
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 
 

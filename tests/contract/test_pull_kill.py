@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from math import inf
 
 import pytest
 from support.census import back_to, settled
@@ -113,8 +114,8 @@ def test_a_puller_killed_anywhere_ends_every_loan(nursery: Nursery, transport: s
         layout=LAYOUT, num_blocks=NUM_BLOCKS, lease_ttl_s=60.0, ends=ends, help_copy="always",
         on_borrow=shelf.hear,
     )  # fmt: skip
-    pool, at_rest, within_s = bytes(lender.memory.blocks), settled(), 0.0
-    for batch in range(-1, BATCHES):  # the first undisturbed
+    pool, at_rest, within_s = bytes(lender.memory.blocks), settled(), inf
+    for batch in range(-2, BATCHES):  # the first two undisturbed
         with family(nursery, "pulling sink", transport) as children:
             for child in children:
                 assert child.hear() == "ready"
@@ -122,8 +123,8 @@ def test_a_puller_killed_anywhere_ends_every_loan(nursery: Nursery, transport: s
                 child.say(pack_prefix(prefix_of(lender)))
             begun_s = time.monotonic()
             if batch < 0:
-                eventually(lambda: len(ends.told) == NUM_LEASES)
-                within_s = max(ends.told_s.values()) - begun_s
+                eventually(lambda: len(ends.told) == NUM_LEASES * (batch + 3))
+                within_s = min(within_s, max(ends.told_s.values()) - begun_s)
             else:
                 kill_each(children, random.Random(f"puller {transport} {batch}"), within_s)
         eventually(lambda: lender.source.num_leases == 0, ENDED_WITHIN_S)

@@ -107,7 +107,8 @@ def attention_default(
     narrow = padded_dim > 128 or crowded or uniform or (decode and padded_dim == 64)
     block_n = 16 if deep else 32 if narrow else 64
     roomy = block_m * padded_dim <= 64 * 128 and not uniform  # which has two sums of values
-    return Launch(block_m=block_m, block_n=block_n, num_warps=4 if roomy else 8, num_stages=3)
+    num_warps, num_stages = 4 if roomy else 8, 2 if uniform else 3
+    return Launch(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
 FEW_ROWS = 16
