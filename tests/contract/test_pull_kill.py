@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from math import inf
 
 import pytest
@@ -115,6 +116,10 @@ def test_a_puller_killed_anywhere_ends_every_loan(nursery: Nursery, transport: s
         on_borrow=shelf.hear,
     )  # fmt: skip
     pool, at_rest, within_s = bytes(lender.memory.blocks), settled(), inf
+
+    def have_ended(num_loans: int) -> bool:
+        return len(ends.told) == num_loans
+
     for batch in range(-2, BATCHES):  # the first two undisturbed
         with family(nursery, "pulling sink", transport) as children:
             for child in children:
@@ -123,7 +128,7 @@ def test_a_puller_killed_anywhere_ends_every_loan(nursery: Nursery, transport: s
                 child.say(pack_prefix(prefix_of(lender)))
             begun_s = time.monotonic()
             if batch < 0:
-                eventually(lambda: len(ends.told) == NUM_LEASES * (batch + 3))
+                eventually(partial(have_ended, NUM_LEASES * (batch + 3)))
                 within_s = min(within_s, max(ends.told_s.values()) - begun_s)
             else:
                 kill_each(children, random.Random(f"puller {transport} {batch}"), within_s)
