@@ -175,7 +175,7 @@ def test_streams_that_come_and_go_leave_nothing_behind(lender: Lender, transport
         assert not pool(lender).fake.registered and pool(lender).fake.num_spans == 1
         if turn == 0:
             num_fds = num_open()
-    eventually(lambda: num_open() == num_fds)
+    eventually(lambda: num_open() <= num_fds)  # the first one's may close a little later
 
 
 def num_open() -> int:

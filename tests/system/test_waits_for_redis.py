@@ -81,6 +81,10 @@ class Early:
             assert "Traceback" not in one.output
 
 
+def _missed(one: Process) -> bool:
+    return bool(one.events("Redis lost"))
+
+
 def _met_again(one: Process) -> bool:
     return len(one.events("Redis connected")) > 1
 
@@ -104,6 +108,8 @@ def meets_redis_that_comes(*, late_s: float, roles: Sequence[str]) -> None:
         server.kill()
         assert chat(early.ports["router"]) == before
         asyncio.run(asyncio.sleep(late_s))
+        for one in early.processes.values():
+            eventually(partial(_missed, one), WITHIN_S, "Redis is missed")
         assert chat(early.ports["router"]) == before
         early.wait(200, "")  # those that are known are known
         server.start()
