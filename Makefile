@@ -14,12 +14,16 @@ help:  ## what can be made
 
 setup: $(VENV)/.ready  ## the virtual environment, with everything installed
 
-$(VENV)/.ready: pyproject.toml constraints-cpu.txt
-	$(PYTHON) -m venv $(VENV)
+$(VENV)/.ready: $(VENV)/.product
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[test,check]"
 	touch $@
 
-demo: setup  ## one question and a follow-up through two prefill and two decode workers
+$(VENV)/.product: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[local]"
+	touch $@
+
+demo: $(VENV)/.product  ## one question and a follow-up through two prefill and two decode workers
 	$(BIN)/python -m controlplane.cli.demo
 
 quick: setup  ## the tests without a socket, a process or Redis, in a minute or so
