@@ -1,7 +1,10 @@
-"""Folders that this user alone writes: no compiled kernel is loaded from another."""
+"""Folders that this user alone writes: nothing is loaded from another."""
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import BatonError
@@ -32,6 +35,17 @@ def make_own(folder: Path) -> None:
     _check_owner(folder, found)
     if found.st_mode & OTHERS_WRITE:
         folder.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS_WRITE)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """For one process at a time; let go of when the holder dies. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def is_ours(found: os.stat_result) -> bool:

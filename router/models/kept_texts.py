@@ -5,18 +5,15 @@ time, so it is where texts are found, not where they are read for the first time
 believed of it but what has the digest that it is looked for by.
 """
 
-import fcntl
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import BatonError, CheckpointError
-from protocol.process.own_folder import cache_folder, make_own
+from protocol.process.own_folder import cache_folder, locked, make_own
 from protocol.text.text_files import TextFiles
 
 NUM_KEPT = 8
@@ -62,7 +59,7 @@ class KeptTexts:
         goal = self._folder / files.digest
         try:
             files.write(made)
-            with _locked(self._folder):
+            with locked(self._folder):
                 if not _is_whole(goal, files.digest):  # else another process was first
                     shutil.rmtree(goal, ignore_errors=True)
                     made.rename(goal)
@@ -80,17 +77,6 @@ class KeptTexts:
         left = [path for path in drafts if _used_at(path) < begun]
         for folder in (*left, *texts[self._num_kept - 1 :]):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """For one process at a time. Raises OSError."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(opened)
 
 
 def _is_whole(folder: Path, digest: str) -> bool:

@@ -12,7 +12,6 @@ kernels then: `load` raises `NoKernels`, and the callers' slower twins serve.
 """
 
 import ctypes
-import fcntl
 import hashlib
 import logging
 import os
@@ -21,14 +20,12 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BatonError
 from protocol.process.kernels.targets import Target, targets_here
-from protocol.process.own_folder import NotOurs, cache_folder, is_ours, make_own
+from protocol.process.own_folder import NotOurs, cache_folder, is_ours, locked, make_own
 
 BUILD_TIMEOUT_S = 120.0
 DIGEST = ".sha256"
@@ -59,7 +56,7 @@ class Kernels:
         try:
             library = self.library()
             make_own(library.parent)
-            with _locked(library.parent):
+            with locked(library.parent):
                 if not _is_sealed(library):
                     self._build(library)
         except (NotOurs, OSError, RuntimeError) as error:  # RuntimeError: there is no home
@@ -147,17 +144,6 @@ class Kernels:
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise NoKernels(f"{found} failed: {error}") from error
             _seal(draft, library)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two processes that start at once build once. Let go of when the holder dies."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_folder_of_ours(folder: Path) -> bool:
