@@ -121,5 +121,6 @@ class Receiver:
         num_bytes = int(write.landing.pieces_P["num_bytes"][right_P].sum())
         if num_bytes and not running.num_bytes:
             running.first_s = now_s
-            log.info("first block", extra={"lease": running.fetch.lease_id})
+            told = {"lease": running.fetch.lease_id, "lent": running.prefix is not None}
+            log.info("first block", extra={**told, "source": self._source})
         running.num_bytes += num_bytes

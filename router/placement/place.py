@@ -225,6 +225,7 @@ def _placement(
         source = fleet.prefix_source(
             option.source, num_tokens=demand.num_tokens - option.num_uncached
         )
+        source = source if source.num_tokens else None
     return Placement(
         prefill=None if option.prefill < 0 else fleet.name_of(option.prefill),
         decode=fleet.name_of(option.decode),

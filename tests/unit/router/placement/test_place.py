@@ -239,6 +239,18 @@ def test_a_decode_worker_alone_pulls_too() -> None:
     assert placement.prefix_source.worker == "decode-1"
 
 
+@pytest.mark.parametrize(("num_tokens", "num_asked"), [(16, None), (1_600, 1_584), (1_601, 1_600)])
+def test_whole_blocks_are_asked_for_since_the_last_token_is_computed(
+    num_tokens: int, num_asked: int | None
+) -> None:
+    lender = D1.but(cached=1_600, waiting=90_000, running=40, **LENT)
+    slow = D0.but(step=StepModel(fixed_s=0.002, token_s=0.1, attended_s=0.0, sequence_s=1e-4))
+    placement = placed(slow, lender, num_tokens=num_tokens)
+    assert way(placement) == "decode-0" and placement.num_uncached_tokens == 1
+    source = placement.prefix_source
+    assert (None if source is None else source.num_tokens) == num_asked
+
+
 def test_a_pull_that_the_queue_hides_costs_nothing() -> None:
     lender = P1.but(cached=1_600, waiting=50_000, **LENT)
     placement = placed(P0.but(waiting=500), lender, D0.but(running=4, waiting=50_000))
