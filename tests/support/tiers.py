@@ -3,11 +3,11 @@ beside which."""
 
 from pathlib import PurePath
 
-OTHER_TIERS = frozenset({"system", "slow", "long", "rollouts", "gpu"})
+OTHER_TIERS = frozenset({"system", "slow", "long", "rollouts", "cluster", "gpu"})
 """Marks that keep a test of a quick file out of the quick tier."""
 QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
-ALONE_FOLDERS = ("api", "clients", "containers", "contract", "rollouts", "system")
+ALONE_FOLDERS = ("api", "clients", "cluster", "containers", "contract", "rollouts", "system")
 """Of tests/: clusters and links with clocks of their own; one test of them at a time."""
 NOT_PURE = (
     # Sockets, or processes of their own.

@@ -1,0 +1,114 @@
+"""Pools scaled by hand while Helm goes on upgrading, and rolled where no GPU is spare."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import helm_python as helm
+import pytest
+from support.eventually import eventually
+from support.kube.control_plane import built_folder
+from support.kube.installed import Installed
+from support.kube.kubelets import Kubelets
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(built_folder() is None, reason="no control plane: make test-cluster"),
+]
+H100 = "NVIDIA-H100-80GB-HBM3"
+
+
+def test_replicas_of_whoever_scales_outlive_upgrades(release: Installed) -> None:
+    release.install(decode={"replicas": None})
+    assert release.num_replicas("decode") == 1
+    _scale(release, 4)
+    release.upgrade(image={"tag": "2"})
+    release.wait_rolled_out("decode")
+    assert (release.num_replicas("decode"), len(release.pods("decode"))) == (4, 4)
+
+
+def test_an_upgrade_refuses_to_undo_what_somebody_scaled(release: Installed) -> None:
+    release.install(decode={"replicas": 2})
+    _scale(release, 4)
+    with pytest.raises(helm.HelmError, match=r'conflict with "kubectl".*\n?.*spec\.replicas'):
+        release.upgrade(image={"tag": "2"})
+    assert release.num_replicas("decode") == 4
+
+
+def test_from_a_number_to_null_a_pool_keeps_its_size(release: Installed) -> None:
+    """As docs/kubernetes.md says: somebody else owns the field first."""
+    release.install(decode={"replicas": 4})
+    owned = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "demo-baton-decode"},
+        "spec": {"replicas": 4},
+    }
+    release.api.apply(release.path("decode"), owned, manager="scaler", force=True)
+    with _smallest(release) as seen:
+        release.upgrade(decode={"replicas": None})
+        release.wait_rolled_out("decode")
+    assert (release.num_replicas("decode"), min(seen)) == (4, 4)
+    _scale(release, 6)
+    release.upgrade(image={"tag": "2"})
+    assert release.num_replicas("decode") == 6
+
+
+def test_from_a_number_to_null_without_another_owner_one_is_left(release: Installed) -> None:
+    """Why docs/kubernetes.md says what it says."""
+    release.install(decode={"replicas": 4})
+    release.upgrade(decode={"replicas": None})
+    assert release.num_replicas("decode") == 1
+
+
+def test_a_pool_without_a_spare_gpu_is_rolled(release: Installed, kubelets: Kubelets) -> None:
+    release.install(prefill={"replicas": 4, "gpu": {"count": 1, "product": H100}})
+    release.wait_rolled_out("prefill")
+    before = release.uids("prefill")
+    kubelets.not_placed.clear()
+    release.upgrade(image={"tag": "2"})
+    release.wait_rolled_out("prefill")
+    assert not before & release.uids("prefill")
+    assert not kubelets.not_placed, "more pods than GPUs"
+
+
+def test_one_replica_alone_on_its_gpus_is_rolled_when_told_that_none_is_spare(
+    release: Installed, kubelets: Kubelets
+) -> None:
+    alone = {"replicas": 1, "gpu": {"count": 4, "product": H100}}
+    release.install(prefill=alone)
+    release.wait_rolled_out("prefill")
+    kubelets.not_placed.clear()
+    before = release.uids("prefill")
+    release.upgrade(image={"tag": "2"})
+    eventually(lambda: kubelets.not_placed, 60, "its successor waits for a GPU")
+    assert before <= release.uids("prefill"), "it serves meanwhile"
+    release.upgrade(prefill={"rollout": {"maxSurge": 0, "maxUnavailable": 1}})
+    release.wait_rolled_out("prefill")
+    assert not before & release.uids("prefill")
+
+
+def _scale(release: Installed, replicas: int) -> None:
+    """As `kubectl scale`: but servers of 1.20 do not yet note who wrote through `/scale`."""
+    change = {"spec": {"replicas": replicas}}
+    release.api.merge(release.path("decode"), change, manager="kubectl")
+    scale = release.api.get(f"{release.path('decode')}/scale")
+    assert scale["spec"]["replicas"] == replicas
+
+
+@contextmanager
+def _smallest(release: Installed) -> Iterator[list[int]]:
+    """The numbers of replicas that were asked for meanwhile."""
+    seen, ends = [release.num_replicas("decode")], threading.Event()
+
+    def look() -> None:
+        while not ends.wait(0.02):
+            seen.append(release.num_replicas("decode"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ends.set()
+        thread.join()

@@ -1,0 +1,89 @@
+"""A Kubernetes API over HTTP, its objects as they are: dicts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+Object = dict[str, Any]
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+WITHIN_S = 30.0
+
+
+class Api:
+    """One account's. Every call raises httpx.HTTPStatusError for what the server refuses."""
+
+    def __init__(self, url: str, *, ca: Path, token: str) -> None:
+        self._client = httpx.Client(
+            base_url=url,
+            verify=str(ca),
+            headers={"authorization": f"Bearer {token}"},
+            timeout=WITHIN_S,
+        )
+
+    def __enter__(self) -> "Api":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def get(self, path: str, **query: str | int) -> Object:
+        return self._call("GET", path, query=query)
+
+    def items(self, path: str, **query: str | int) -> list[Object]:
+        found: list[Object] = self.get(path, **query)["items"]
+        return found
+
+    def create(self, path: str, thing: Object) -> Object:
+        return self._call("POST", path, thing)
+
+    def merge(self, path: str, change: Object, *, manager: str = "tests") -> Object:
+        return self._call("PATCH", path, change, query={"fieldManager": manager}, kind=MERGE)
+
+    def apply(self, path: str, thing: Object, *, manager: str, force: bool = False) -> Object:
+        """Server-side."""
+        query = {"fieldManager": manager, "force": str(force).lower()}
+        return self._call("PATCH", path, thing, query=query, kind=APPLY)
+
+    def delete(self, path: str, **body: Any) -> None:
+        self._call("DELETE", path, body)
+
+    def watch(self, path: str, *, since: str, for_s: int) -> Iterator[Object]:
+        """What happens to the objects of a list from that version on, `for_s` seconds long."""
+        query: dict[str, str | int] = {
+            "watch": 1,
+            "resourceVersion": since,
+            "timeoutSeconds": for_s,
+        }
+        with self._client.stream("GET", path, params=query) as answer:
+            answer.raise_for_status()
+            for line in filter(None, answer.iter_lines()):
+                yield json.loads(line)
+
+    def _call(
+        self,
+        verb: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        query: dict[str, Any] | None = None,
+        kind: str = "application/json",
+    ) -> Object:
+        content = None if body is None else json.dumps(body)
+        answer = self._client.request(
+            verb, path, params=query, content=content, headers={"content-type": kind}
+        )
+        if answer.is_error:
+            told = f"{verb} {path}: {answer.status_code} {answer.text}"
+            raise httpx.HTTPStatusError(told, request=answer.request, response=answer)
+        found: Object = answer.json()
+        return found

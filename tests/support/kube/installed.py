@@ -1,0 +1,81 @@
+"""A release of the chart that Helm installs, in a namespace of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import helm_python as helm
+from support.chart import CHART
+from support.eventually import eventually
+from support.kube.api import Api, Object
+from support.kube.control_plane import ControlPlane
+
+NAME = "demo"
+WITHIN_S = 60.0
+COMPONENT = "app.kubernetes.io/component"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    api: Api
+    namespace: str
+    config: helm.Config
+
+    def install(self, *, chart: Path = CHART, **values: Any) -> None:
+        self.config.install(str(chart), NAME, _with_image(values))
+
+    def upgrade(self, *, chart: Path = CHART, **values: Any) -> None:
+        """As `helm upgrade --reuse-values --set ...`."""
+        self.config.upgrade(str(chart), NAME, values, reuse_values=True)
+
+    def path(self, component: str) -> str:
+        """Of its Deployment."""
+        folder = f"/apis/apps/v1/namespaces/{self.namespace}/deployments"
+        return f"{folder}/{NAME}-baton-{component}"
+
+    def deployment(self, component: str) -> Object:
+        return self.api.get(self.path(component))
+
+    def num_replicas(self, component: str) -> int:
+        return int(self.deployment(component)["spec"]["replicas"])
+
+    def pods(self, component: str | None = None) -> list[Object]:
+        """Those that were not told to end."""
+        only = {} if component is None else {"labelSelector": f"{COMPONENT}={component}"}
+        found = self.api.items(f"/api/v1/namespaces/{self.namespace}/pods", **only)
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def uids(self, component: str) -> set[str]:
+        return {pod["metadata"]["uid"] for pod in self.pods(component)}
+
+    def wait_rolled_out(self, *components: str) -> None:
+        for component in components:
+            eventually(partial(self._is_rolled_out, component), WITHIN_S, component)
+
+    def _is_rolled_out(self, component: str) -> bool:
+        found = self.deployment(component)
+        status, wanted = found["status"], found["spec"]["replicas"]
+        return bool(
+            status.get("observedGeneration") == found["metadata"]["generation"]
+            and (status.get("updatedReplicas", 0), status.get("replicas", 0)) == (wanted, wanted)
+            and status.get("availableReplicas", 0) == wanted
+        )
+
+
+@contextmanager
+def namespace(plane: ControlPlane, name: str) -> Iterator[Installed]:
+    with plane.api() as api:
+        api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+        config = helm.Config(kubeconfig_path=str(plane.kubeconfig), namespace=name)
+        try:
+            yield Installed(api, name, config)
+        finally:
+            config.uninstall(NAME, ignore_not_found=True)
+            config.close()
+
+
+def _with_image(values: dict[str, Any]) -> dict[str, Any]:
+    return {"image": {"repository": "baton"}, **values}
