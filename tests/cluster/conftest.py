@@ -15,6 +15,7 @@ from support.kube.kubelets import Kind, Kubelets, nodes
 COMPUTE = Kind(name="compute", product="NVIDIA-H100-80GB-HBM3", num_gpus=4)
 BANDWIDTH = Kind(name="bandwidth", product="NVIDIA-A100-SXM4-80GB", num_gpus=4, num_nodes=2)
 PLAIN = Kind(name="plain", num_nodes=2)
+APPROVED = {"api-approved.kubernetes.io": "unapproved, of tests"}
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OF_OPERATORS = (
     ("keda.sh", "v1alpha1", "ScaledObject"),
@@ -56,7 +57,10 @@ def _definition(group: str, version: str, kind: str) -> Object:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}"},
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": APPROVED,
+        },
         "spec": {
             "group": group,
             "scope": "Namespaced",

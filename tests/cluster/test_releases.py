@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(built_folder() is None, reason="no control plane: make test-cluster"),
 ]
 VALUES = ci_values()
-TOO_NEW = {"ways-out": "resourceClaims", "openshift": "none"}
+TOO_NEW = {"ways-out": "resourceClaims"}
 """Of the examples, what a server of 1.20 does not know."""
 PARTS = ("router", "prefill", "decode", "redis")
 TWO_KINDS: dict[str, Any] = {
@@ -78,16 +78,15 @@ def test_a_rollback_brings_back_what_was(release: Installed) -> None:
     release.wait_rolled_out(*PARTS)
     assert _images(release, "decode") == {"baton-worker-cpu:1"}
     assert release.num_replicas("decode") == 2
-    assert [one["version"] for one in release.config.history(NAME)] == [1, 2, 3]
+    assert [one["revision"] for one in release.config.history(NAME)] == [1, 2, 3]
 
 
 def test_an_uninstall_leaves_nothing(release: Installed, extra_kinds: None) -> None:
-    there = _objects(release)
     release.install(autoscaler={"enabled": True}, router={"autoscaling": {"enabled": True}})
     release.wait_rolled_out("redis", "prefill", "decode")
-    assert len(_objects(release)) > len(there) + 10
+    assert len(_objects(release)) > 20
     release.config.uninstall(NAME)
-    eventually(lambda: _objects(release) == there, 60, "nothing of the release")
+    eventually(lambda: not _objects(release), 60, "nothing of it")
 
 
 def _with_version(folder: Path, version: str) -> Path:
@@ -108,7 +107,7 @@ def _images(release: Installed, component: str) -> set[str]:
 
 
 def _objects(release: Installed) -> set[str]:
-    """All that a namespace can have of what Baton or a controller of its makes."""
+    """What is there of the release: its own, and what the controllers made of that."""
     space = f"namespaces/{release.namespace}"
     paths = [
         *(f"/api/v1/{space}/{kind}" for kind in ("pods", "services", "configmaps", "secrets")),
@@ -124,4 +123,5 @@ def _objects(release: Installed) -> set[str]:
         f"{path.rpartition('/')[2]}/{one['metadata']['name']}"
         for path in paths
         for one in release.api.items(path)
+        if NAME in one["metadata"]["name"]
     }

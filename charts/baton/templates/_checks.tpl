@@ -47,9 +47,9 @@
 {{- $taken := list }}
 {{- range $pool := . }}
 {{- range $kind := list "control" "kv" "metrics" }}
-{{- $ports := include "baton.portRange" (dict "pool" $pool "kind" $kind) | fromJson }}
-{{- $first := int $ports.port }}
-{{- $last := int ($ports.endPort | default $ports.port) }}
+{{- $ports := include "baton.ports" (dict "pool" $pool "kind" $kind) | fromJsonArray }}
+{{- $first := int (first $ports).port }}
+{{- $last := int (last $ports).port }}
 {{- if gt $last 65535 }}{{ fail (printf "%s.ports.%s: %d is too high: it needs ports up to %d" $pool.name $kind $first $last) }}{{ end }}
 {{- range $other := $taken }}
 {{- $together := and $pool.hostNetwork $other.pool.hostNetwork (eq (toJson $pool.nodeSelector) (toJson $other.pool.nodeSelector)) }}

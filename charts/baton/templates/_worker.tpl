@@ -8,14 +8,16 @@
 {{- int64 (addf (ceil (include "baton.orElse" (list .lingerS 5) | float64)) (ceil (float64 $streams)) 15) }}
 {{- end }}
 
-{{- /* of: pool, kind (control, kv, metrics) -> first and last of its ports. A worker has one for control and four for KV: on
-       one it is asked, on the next tcp, ucx and nccl move. Those of a node's workers follow each other. */ -}}
-{{- define "baton.portRange" -}}
+{{- /* of: pool, kind (control, kv, metrics) -> its ports, [{port: ...}]. A worker has one for control and four for KV: on one
+       it is asked, on the next tcp, ucx and nccl move. Those of a node's workers follow each other. One by one, since
+       ranges (`endPort`) are of Kubernetes 1.22. */ -}}
+{{- define "baton.ports" -}}
 {{- $workers := 1 }}
 {{- if and (eq .pool.role "node") (ne .kind "metrics") }}{{ $workers = add (int .pool.prefill) (int .pool.decode) }}{{ end }}
 {{- $first := int (get .pool.ports .kind) }}
-{{- $last := sub (add $first (mul $workers (ternary 4 1 (eq .kind "kv")))) 1 | int }}
-{{- toJson (ternary (dict "port" $first) (dict "port" $first "endPort" $last) (eq $first $last)) }}
+{{- $ports := list }}
+{{- range $port := untilStep $first (add $first (mul $workers (ternary 4 1 (eq .kind "kv"))) | int) 1 }}{{ $ports = append $ports (dict "port" $port) }}{{ end }}
+{{- toJson $ports }}
 {{- end }}
 
 {{- /* of: root, pool */ -}}

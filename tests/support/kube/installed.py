@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,29 @@ from support.chart import CHART
 from support.eventually import eventually
 from support.kube.api import Api, Object
 from support.kube.control_plane import ControlPlane
+from support.pods.release import merged
 
 NAME = "demo"
 WITHIN_S = 60.0
 COMPONENT = "app.kubernetes.io/component"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Installed:
     api: Api
     namespace: str
     config: helm.Config
+    values: dict[str, Any] = field(default_factory=lambda: {"image": {"repository": "baton"}})
+    """In the operator's file."""
 
-    def install(self, *, chart: Path = CHART, **values: Any) -> None:
-        self.config.install(str(chart), NAME, _with_image(values))
+    def install(self, **values: Any) -> None:
+        self.values = merged(self.values, values)
+        self.config.install(str(CHART), NAME, self.values)
 
     def upgrade(self, *, chart: Path = CHART, **values: Any) -> None:
-        """As `helm upgrade --reuse-values --set ...`."""
-        self.config.upgrade(str(chart), NAME, values, reuse_values=True)
+        """`values` are edited in the file, and all of it is given again."""
+        self.values = merged(self.values, values)
+        self.config.upgrade(str(chart), NAME, self.values)
 
     def path(self, component: str) -> str:
         """Of its Deployment."""
@@ -75,7 +80,3 @@ def namespace(plane: ControlPlane, name: str) -> Iterator[Installed]:
         finally:
             config.uninstall(NAME, ignore_not_found=True)
             config.close()
-
-
-def _with_image(values: dict[str, Any]) -> dict[str, Any]:
-    return {"image": {"repository": "baton"}, **values}
