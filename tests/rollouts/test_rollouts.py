@@ -46,5 +46,13 @@ def test_nobody_notices_that_a_node_is_drained(lag_s: float, tmp_path: Path) -> 
     asyncio.run(changes.a_node_drained(tmp_path, replicas=2, lag_s=lag_s))
 
 
+def test_nobody_notices_on_a_network_of_ipv6_alone(tmp_path: Path) -> None:
+    asyncio.run(changes.the_image(tmp_path, replicas=1, lag_s=0.5, family=6))
+
+
+def test_nobody_notices_where_a_pod_has_workers_of_both_roles(tmp_path: Path) -> None:
+    asyncio.run(changes.the_image_of_nodes(tmp_path, replicas=1, lag_s=0.5))
+
+
 def test_an_install_answers_and_an_uninstall_leaves_nothing(tmp_path: Path) -> None:
     asyncio.run(changes.installed_and_uninstalled(tmp_path))

@@ -58,6 +58,16 @@ async def the_image_without_a_spare(folder: Path, *, replicas: int, lag_s: float
     await the_image(folder, replicas=replicas, lag_s=lag_s, **values)
 
 
+async def the_image_of_nodes(folder: Path, *, replicas: int, lag_s: float) -> None:
+    """Prefill and decode workers in one pod, under a supervisor: blocks move in shared memory."""
+    node = {"replicas": replicas, "settings": {"threads": 1, "kvBlocks": 256}}
+    async with _loaded(folder, replicas=replicas, lag_s=lag_s, layout="node", node=node) as scene:
+        scene.up.build("2", folder / "image-2", {"BUILD": "2"})
+        await _upgraded(scene, component="node", image={"tag": "2"})
+        told = [pod.output.count('"transport":"shm"') for pod in scene.up.cluster.living("router")]
+        assert all(told), "no prompt's KV came through shared memory"
+
+
 async def wire_version_up(folder: Path, *, replicas: int, lag_s: float) -> None:
     async with _loaded(folder, replicas=replicas, lag_s=lag_s) as scene:
         scene.up.build("2", folder / "image-2", {"sitecustomize.py": NEXT_WIRE})
@@ -207,13 +217,13 @@ async def _loaded(
         yield Scene(up=up, load=load, alone=tuple(alone))
 
 
-async def _upgraded(scene: Scene, **values: Any) -> None:
+async def _upgraded(scene: Scene, *, component: str = "decode", **values: Any) -> None:
     await scene.answered()
     _assert_answered_by(scene.load.told, scene.alone[0])
-    old = {pod.name for pod in scene.up.cluster.living("decode")}
+    old = {pod.name for pod in scene.up.cluster.living(component)}
     scene.up.upgrade(**values)
     await scene.up.cluster.rolled_out()
-    assert not old & {pod.name for pod in scene.up.cluster.living("decode")}, "nothing was changed"
+    assert not old & {pod.name for pod in scene.up.cluster.living(component)}, "nothing was changed"
     since = await scene.answered()
     scene.assert_nothing_failed()
     _assert_answered_by(scene.load.told[since:], scene.alone[-1])

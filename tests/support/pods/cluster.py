@@ -23,6 +23,8 @@ from support.pods.volumes import Kept, Object
 
 TICK_S = 0.1
 ROLLED_OUT_S = 300.0
+CRASH_LOOP = 5
+"""Starts of a container that nothing lets hope for more."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +68,10 @@ class Pods:
         """As `kubectl rollout status` of all Deployments, and until the old pods are gone."""
 
         def is_done() -> bool:
+            for pod in self.living():
+                assert pod.num_restarts < CRASH_LOOP, (
+                    f"{pod.name} ends again and again: {pod.output}"
+                )
             return all(is_rolled_out(one, self.of(name)) for name, one in self.deployments())
 
         await soon(is_done, within_s, f"rollout of {[name for name, _ in self.deployments()]}")
@@ -190,9 +196,10 @@ async def pods(
     lag_s: float = 0.5,
     nodes: Sequence[str] = ("node-0",),
     claims: Mapping[str, Path] | None = None,
+    family: int = 4,
 ) -> AsyncIterator[Pods]:
     """An empty cluster. Raises NoNamespaces where there can be none."""
-    with network() as net:
+    with network(family) as net:
         async with asyncio.TaskGroup() as tasks:
             made = Pods(
                 net=net, folder=folder, image=image, lag_s=lag_s, nodes=nodes, tasks=tasks,

@@ -69,7 +69,15 @@ def image_of(target: str = "", *, source: Path = ROOT) -> Image:
     """What the Dockerfile's stage of that name, or its last one, says."""
     stages = _stages((ROOT / "Dockerfile").read_text())
     stage = stages[target] if target else list(stages.values())[-1]
-    return Image(env=stage.env, entrypoint=stage.entrypoint, command=stage.command, source=source)
+    return Image(env=stage.env, entrypoint=_init_of(stage), command=stage.command, source=source)
+
+
+def _init_of(stage: _Stage) -> tuple[str, ...]:
+    """Its entry point; where this machine has no tini, under a process 1 that does the same."""
+    if stage.entrypoint[:2] != ("tini", "--") or shutil.which("tini"):
+        return stage.entrypoint
+    assert (Path(sys.prefix) / "bin" / "dumb-init").exists(), "neither tini nor dumb-init is here"
+    return ("/opt/venv/bin/dumb-init", "--single-child", "--", *stage.entrypoint[2:])
 
 
 def kernels_built_ahead(folder: Path) -> Path:

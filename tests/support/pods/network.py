@@ -11,7 +11,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 
+Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 _serial = count(1)
+SPACES = {4: "10.213.{}.0/24", 6: "fd0b:a70:{:x}::/64"}
+"""Of networks, by their family."""
 
 
 class NoNamespaces(Exception):
@@ -38,7 +41,7 @@ class Network:
     """One per cluster; names carry our pid, so that several clusters do not meet."""
 
     bridge: str
-    subnet: ipaddress.IPv4Network
+    subnet: Subnet
     _numbers: "count[int]" = field(default_factory=lambda: count(2))
     _services: "count[int]" = field(default_factory=lambda: count(200))
     _spaces: list[str] = field(default_factory=list)
@@ -50,7 +53,7 @@ class Network:
     def add_service(self) -> str:
         """An address of this machine, on which a service can listen."""
         address = str(self.subnet[next(self._services)])
-        ip("address", "add", f"{address}/32", "dev", self.bridge)
+        ip("address", "add", address, "dev", self.bridge, *_at_once(self.subnet))
         return address
 
     @contextmanager
@@ -67,9 +70,16 @@ class Network:
             ip("link", "set", outer, "master", self.bridge, "up")
             for words in (
                 ("link", "set", inner, "name", "eth0"),
-                ("address", "add", f"{address}/24", "dev", "eth0"),
                 ("link", "set", "lo", "up"),
                 ("link", "set", "eth0", "up"),
+                (
+                    "address",
+                    "add",
+                    f"{address}/{self.subnet.prefixlen}",
+                    "dev",
+                    "eth0",
+                    *_at_once(self.subnet),
+                ),
                 ("route", "add", "default", "via", self.gateway),
             ):
                 ip("-n", name, *words)
@@ -81,40 +91,43 @@ class Network:
 
 
 @contextmanager
-def network() -> Iterator[Network]:
-    """Raises NoNamespaces where that needs rights which we have not."""
+def network(family: int = 4) -> Iterator[Network]:
+    """Of IPv4 or IPv6 alone. Raises NoNamespaces where that needs rights which we have not."""
     name = f"b{os.getpid() % 10**7}{chr(ord('a') + next(_serial) % 26)}"
-    ip("link", "add", name, "type", "bridge")
+    # Without snooping: it loses what looks for a neighbour that has only just come (IPv6).
+    ip("link", "add", name, "type", "bridge", "mcast_snooping", "0")
     try:
-        made = Network(bridge=name, subnet=_free_subnet(name))
+        ip("link", "set", name, "up")
+        made = Network(bridge=name, subnet=_free_subnet(name, SPACES[family]))
         yield made
     finally:
         with suppress(NoNamespaces):
             ip("link", "delete", name)
 
 
-def _free_subnet(bridge: str) -> ipaddress.IPv4Network:
+def _free_subnet(bridge: str, space: str) -> Subnet:
     """One that no route of this machine has, and from now on ours."""
-    for third in _starting_at(os.getpid() % 256):
-        subnet = ipaddress.IPv4Network(f"10.213.{third}.0/24")
-        if _is_routed(subnet):
+    for number in _starting_at(os.getpid() % 256):
+        subnet = ipaddress.ip_network(space.format(number))
+        if _num_owners(subnet) > 0:
             continue
-        ip("address", "add", f"{subnet[1]}/24", "dev", bridge)
-        ip("link", "set", bridge, "up")
+        address = f"{subnet[1]}/{subnet.prefixlen}"
+        ip("address", "add", address, "dev", bridge, *_at_once(subnet))
         if _num_owners(subnet) == 1:
             return subnet
         ip("address", "flush", "dev", bridge)
-    raise NoNamespaces("no subnet of 10.213.0.0/16 is free")
+    raise NoNamespaces(f"no subnet {space} is free")
 
 
 def _starting_at(first: int) -> Sequence[int]:
     return [(first + step) % 256 for step in range(256)]
 
 
-def _is_routed(subnet: ipaddress.IPv4Network) -> bool:
-    return _num_owners(subnet) > 0
+def _at_once(subnet: Subnet) -> Sequence[str]:
+    """An address of IPv6 is of use only after nobody answered to it, unless told otherwise."""
+    return ("nodad",) if subnet.version == 6 else ()
 
 
-def _num_owners(subnet: ipaddress.IPv4Network) -> int:
+def _num_owners(subnet: Subnet) -> int:
     shown = subprocess.run(("ip", "-o", "address"), capture_output=True, text=True, check=True)
-    return shown.stdout.count(f" {subnet[1]}/24 ")
+    return shown.stdout.count(f" {subnet[1]}/{subnet.prefixlen} ")

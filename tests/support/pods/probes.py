@@ -8,6 +8,8 @@ from typing import Any
 from support.pods.container import Container
 from support.pods.volumes import Object
 
+from protocol.process.listening import bracketed
+
 Look = Callable[[], Awaitable[bool]]
 
 
@@ -54,8 +56,8 @@ async def _http(address: str, port: int, path: str | None, within_s: float) -> b
             if path is None:
                 return True
             writer.write(
-                f"GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: kube-probe/1.33\r\n"
-                "Connection: close\r\n\r\n".encode()
+                f"GET {path} HTTP/1.1\r\nHost: {bracketed(address)}\r\n"
+                "User-Agent: kube-probe/1.33\r\nConnection: close\r\n\r\n".encode()
             )
             status = (await reader.readline()).split()
             return len(status) > 1 and 200 <= int(status[1]) < 400

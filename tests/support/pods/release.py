@@ -14,6 +14,8 @@ from support.pods.cluster import Pods, pods
 from support.pods.image import BASE_PATH, Image, built_again, image_of, kernels_built_ahead
 from support.pods.load import Load
 
+from protocol.process.listening import bracketed
+
 NAME = "demo"
 PROMPTS = (
     "How do I sharpen a knife?",
@@ -32,7 +34,7 @@ class Release:
 
     @property
     def url(self) -> str:
-        return f"http://{self.cluster.address_of(f'{NAME}-baton')}:8000"
+        return f"http://{bracketed(self.cluster.address_of(f'{NAME}-baton'))}:8000"
 
     def upgrade(self, **values: Any) -> None:
         """As `helm upgrade --reuse-values --set ...`."""
@@ -86,6 +88,7 @@ async def release(
     nodes: tuple[str, ...] = ("node-0", "node-1"),
     builds: Mapping[str, Mapping[str, str]] | None = None,
     first: Callable[[Release], Awaitable[None]] | None = None,
+    family: int = 4,
     **values: Any,
 ) -> AsyncIterator[Release]:
     """Installed and rolled out, `replicas` of each but Redis. `values` are the chart's; `builds`
@@ -104,7 +107,9 @@ async def release(
         "router": {**each, "settings": {"localPrefill": "never"}},
         "prefill": light, "decode": light,
     }  # fmt: skip
-    async with pods(folder / "pods", _named(images), lag_s=lag_s, nodes=nodes) as cluster:
+    async with pods(
+        folder / "pods", _named(images), lag_s=lag_s, nodes=nodes, family=family
+    ) as cluster:
         made = Release(cluster=cluster, values=merged(base, values), images=images)
         for tag, files in (builds or {}).items():
             made.build(tag, folder / f"image-{tag}", files)

@@ -22,13 +22,25 @@ class Service:
         self._news: deque[tuple[float, tuple[Endpoint, ...]]] = deque()
         self.known: tuple[Endpoint, ...] = ()
         self._turns = count()
+        self._passing: set[asyncio.Task[None]] = set()
+        """Connections: nobody else holds one whose pod went away without a word."""
 
     async def serve(self, host: str, port: int) -> None:
         async with asyncio.TaskGroup() as tasks:
-            server = await asyncio.start_server(self._pass, host, port, backlog=1024)
+            server = await asyncio.start_server(self._accept, host, port, backlog=1024)
             async with server:
                 tasks.create_task(self._follow(), name="endpoints")
-                await server.serve_forever()
+                try:
+                    await server.serve_forever()
+                finally:
+                    for one in self._passing:
+                        one.cancel()
+                    await asyncio.gather(*list(self._passing), return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing = asyncio.get_running_loop().create_task(self._pass(reader, writer))
+        self._passing.add(passing)
+        passing.add_done_callback(self._passing.discard)
 
     async def _follow(self) -> None:
         seen: tuple[Endpoint, ...] = ()
@@ -55,8 +67,6 @@ class Service:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_copy(reader, far_writer), name="there")
                 tasks.create_task(_copy(far_reader, writer), name="back")
-        except asyncio.CancelledError:
-            return  # the cluster is gone; asyncio would tell of each connection
         finally:
             for one in (writer, far_writer):
                 one.close()
