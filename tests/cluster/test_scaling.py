@@ -42,12 +42,14 @@ def test_an_upgrade_refuses_to_undo_what_somebody_scaled(release: Installed) -> 
 
 def test_from_a_number_to_null_a_pool_keeps_its_size(release: Installed) -> None:
     """As docs/kubernetes.md says: somebody else owns the field first."""
+    release.name = "baton"
     release.install(decode={"replicas": 4})
     told = re.search("<<END\n(.*)\nEND", (ROOT / "docs" / "kubernetes.md").read_text())
     assert told is not None
     owned = yaml.safe_load(told[1])
-    owned["metadata"] = {"name": owned["metadata"]["name"].replace("baton", f"{NAME}-baton")}
-    release.api.apply(release.path("decode"), owned, manager="scaler", force=True)
+    owned["metadata"].pop("namespace")
+    path = release.api.path_of(owned, release.namespace)
+    release.api.apply(path, owned, manager="scaler", force=True)
     release.wait_rolled_out("decode")
     before = release.uids("decode")
     release.upgrade(decode={"replicas": None})

@@ -54,6 +54,17 @@ class Api:
         query = {"fieldManager": manager, "force": str(force).lower()}
         return self._call("PATCH", path, thing, query=query, kind=APPLY)
 
+    def path_of(self, thing: Object, namespace: str) -> str:
+        """Of an object that a namespace has."""
+        version = thing["apiVersion"]
+        root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+        (plural,) = (
+            one["name"]
+            for one in self.get(root)["resources"]
+            if one["kind"] == thing["kind"] and "/" not in one["name"]
+        )
+        return f"{root}/namespaces/{namespace}/{plural}/{thing['metadata']['name']}"
+
     def delete(self, path: str, **body: Any) -> None:
         self._call("DELETE", path, body)
 

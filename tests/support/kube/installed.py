@@ -15,6 +15,7 @@ from support.kube.control_plane import ControlPlane
 from support.pods.release import merged
 
 NAME = "demo"
+"""Of the release, unless it is told otherwise."""
 WITHIN_S = 60.0
 COMPONENT = "app.kubernetes.io/component"
 
@@ -24,22 +25,23 @@ class Installed:
     api: Api
     namespace: str
     config: helm.Config
+    name: str = NAME
     values: dict[str, Any] = field(default_factory=lambda: {"image": {"repository": "baton"}})
     """In the operator's file."""
 
     def install(self, **values: Any) -> None:
         self.values = merged(self.values, values)
-        self.config.install(str(CHART), NAME, self.values)
+        self.config.install(str(CHART), self.name, self.values)
 
     def upgrade(self, *, chart: Path = CHART, **values: Any) -> None:
         """`values` are edited in the file, and all of it is given again."""
         self.values = merged(self.values, values)
-        self.config.upgrade(str(chart), NAME, self.values)
+        self.config.upgrade(str(chart), self.name, self.values)
 
     def path(self, component: str) -> str:
         """Of its Deployment."""
         folder = f"/apis/apps/v1/namespaces/{self.namespace}/deployments"
-        return f"{folder}/{NAME}-baton-{component}"
+        return f"{folder}/{fullname(self.name)}-{component}"
 
     def deployment(self, component: str) -> Object:
         return self.api.get(self.path(component))
@@ -70,6 +72,11 @@ class Installed:
         )
 
 
+def fullname(release: str) -> str:
+    """Before the names of its objects."""
+    return release if "baton" in release else f"{release}-baton"
+
+
 @contextmanager
 def namespace(plane: ControlPlane, name: str) -> Iterator[Installed]:
     with plane.api() as api:
@@ -78,5 +85,6 @@ def namespace(plane: ControlPlane, name: str) -> Iterator[Installed]:
         try:
             yield Installed(api, name, config)
         finally:
-            config.uninstall(NAME, ignore_not_found=True)
+            for one in config.list():
+                config.uninstall(one["name"])
             config.close()
