@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-rollouts test-clients test-cluster control-plane test-containers test-kernels test-ucx image lock lock-check manifests check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu gpu-wheels soak fuzz clean
+.PHONY: help setup demo quick test test-long test-rollouts test-clients test-cluster test-containers test-kernels test-ucx image lock lock-check manifests check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu gpu-wheels soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -82,13 +82,11 @@ test-containers: setup  ## the images built here and run: sizes, layers, kernels
 
 # Debian 12's newest source of all of Kubernetes: built as root, in ten minutes, and kept.
 CONTROL_PLANE ?= $(HOME)/.cache/baton/control-plane-1.20.2
-control-plane: $(CONTROL_PLANE)/kube-scheduler  ## what test-cluster needs, built from Debian's source
+test-cluster: setup $(CONTROL_PLANE)/kube-scheduler  ## the chart by Helm on a real API server with nodes of two kinds, that run nothing
+	CONTROL_PLANE=$(abspath $(CONTROL_PLANE)) $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
 
 $(CONTROL_PLANE)/kube-scheduler:
-	tests/cluster/build_control_plane.sh $(CONTROL_PLANE)
-
-test-cluster: setup $(CONTROL_PLANE)/kube-scheduler  ## the chart by Helm on a real API server with nodes of two kinds, that run nothing
-	CONTROL_PLANE=$(CONTROL_PLANE) $(BIN)/python -m pytest -m cluster tests/cluster $(ARGS)
+	tests/cluster/build_control_plane.sh $(@D)
 
 test-rollouts: setup  ## everything changed while pods serve, as root; half an hour
 	$(BIN)/python -m pytest -m "rollouts or not rollouts" tests/rollouts $(ARGS)

@@ -222,10 +222,14 @@ def _placement(
 ) -> Placement:
     source = None
     if option.num_pulled:
-        source = fleet.prefix_source(
-            option.source, num_tokens=demand.num_tokens - option.num_uncached
-        )
-        source = source if source.num_tokens else None
+        there = demand.num_tokens - option.num_uncached
+        source = fleet.prefix_source(option.source, num_tokens=there)
+        computed = there - source.num_tokens
+        option = replace(
+            option, num_pulled=max(0, option.num_pulled - computed),
+            num_uncached=option.num_uncached + computed,
+        )  # fmt: skip
+        source = source if option.num_pulled else None
     return Placement(
         prefill=None if option.prefill < 0 else fleet.name_of(option.prefill),
         decode=fleet.name_of(option.decode),

@@ -1,4 +1,5 @@
-"""One control plane for the tests of a run, with nodes of two kinds of GPU and one of none."""
+"""One control plane for the tests of a run, with nodes of two kinds of GPU for pools, one with a
+single GPU, and two with none."""
 
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from support.kube.kubelets import Kind, Kubelets, nodes
 
 COMPUTE = Kind(name="compute", product="NVIDIA-H100-80GB-HBM3", num_gpus=4)
 BANDWIDTH = Kind(name="bandwidth", product="NVIDIA-A100-SXM4-80GB", num_gpus=4, num_nodes=2)
+SINGLE = Kind(name="single", product="NVIDIA-L40S", num_gpus=1)
 PLAIN = Kind(name="plain", num_nodes=2)
 APPROVED = {"api-approved.kubernetes.io": "unapproved, of tests"}
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -35,7 +37,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="session")
 def kubelets(plane: ControlPlane) -> Iterator[Kubelets]:
-    with plane.api() as api, nodes(api, (COMPUTE, BANDWIDTH, PLAIN)) as running:
+    with plane.api() as api, nodes(api, (COMPUTE, BANDWIDTH, SINGLE, PLAIN)) as running:
         yield running
 
 
@@ -84,5 +86,6 @@ def release(
 ) -> Iterator[Installed]:
     """Nothing is installed yet."""
     name = re.sub("[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:50].strip("-")
+    assert kubelets.fault is None, kubelets.fault
     with namespace(plane, name) as installed:
         yield installed

@@ -131,11 +131,9 @@ def _process(program: Path, flags: list[str], folder: Path) -> Iterator[None]:
 
 
 def _is_ready(plane: ControlPlane) -> bool:
-    if not plane.ca.exists():
-        return False
-    with plane.api() as api:
-        try:
+    try:
+        with plane.api() as api:
             api.get("/api/v1/namespaces/default/serviceaccounts")
-        except (httpx.HTTPError, OSError):
-            return False
+    except (httpx.HTTPError, OSError):  # its certificate is not there either, or half of it
+        return False
     return True

@@ -88,3 +88,7 @@ def namespace(plane: ControlPlane, name: str) -> Iterator[Installed]:
             for one in config.list():
                 config.uninstall(one["name"])
             config.close()
+            deployments = f"/apis/apps/v1/namespaces/{name}/deployments"
+            for one in api.items(deployments):
+                api.delete(f"{deployments}/{one['metadata']['name']}")
+            eventually(lambda: not api.items(f"/api/v1/namespaces/{name}/pods"), WITHIN_S, "gone")

@@ -3,7 +3,7 @@ when it is told to end."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -33,17 +33,28 @@ class Kubelets:
     api: Api
     not_placed: set[str] = field(default_factory=set)
     """Pods for which no node had room at some time, by their names."""
+    starts_pods: bool = True
+    """Otherwise what comes to a node stays pending, until somebody says so."""
+    fault: Exception | None = None
+    """Why they do nothing any more."""
     _ends: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        while not self._ends.is_set():
-            listed = self.api.get("/api/v1/pods")
-            for pod in listed["items"]:
-                self._see(pod)
-            since = listed["metadata"]["resourceVersion"]
-            for event in self.api.watch("/api/v1/pods", since=since, for_s=WATCH_S):
-                if event["type"] in ("ADDED", "MODIFIED"):
-                    self._see(event["object"])
+        try:
+            while not self._ends.is_set():
+                with suppress(httpx.TransportError):  # a busy machine's: all is listed again
+                    self._look()
+        except Exception as error:
+            self.fault = error
+
+    def _look(self) -> None:
+        listed = self.api.get("/api/v1/pods")
+        for pod in listed["items"]:
+            self._see(pod)
+        since = listed["metadata"]["resourceVersion"]
+        for event in self.api.watch("/api/v1/pods", since=since, for_s=WATCH_S):
+            if event["type"] in ("ADDED", "MODIFIED"):
+                self._see(event["object"])
 
     def stop(self) -> None:
         self._ends.set()
@@ -57,7 +68,7 @@ class Kubelets:
                     self.not_placed.add(meta["name"])
             elif "deletionTimestamp" in meta:
                 self.api.delete(path, gracePeriodSeconds=0)
-            elif pod["status"].get("phase") == "Pending":
+            elif self.starts_pods and pod["status"].get("phase") == "Pending":
                 self.api.merge(f"{path}/status", {"status": _running(pod)})
         except httpx.HTTPStatusError as error:
             if error.response.status_code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
@@ -86,7 +97,7 @@ def _running(pod: Object) -> Object:
 
 @contextmanager
 def nodes(api: Api, kinds: Sequence[Kind]) -> Iterator[Kubelets]:
-    """Nodes named KIND-0, KIND-1, ... while the context lasts."""
+    """Nodes named KIND-0, KIND-1, ..., which live as long as the control plane."""
     for kind in kinds:
         for number in range(kind.num_nodes):
             _add_node(api, kind, f"{kind.name}-{number}")
@@ -95,7 +106,6 @@ def nodes(api: Api, kinds: Sequence[Kind]) -> Iterator[Kubelets]:
     thread.start()
     try:
         yield kubelets
-        assert thread.is_alive(), "the nodes' thread has ended"
     finally:
         kubelets.stop()
         thread.join(END_S)

@@ -22,25 +22,17 @@ class Service:
         self._news: deque[tuple[float, tuple[Endpoint, ...]]] = deque()
         self.known: tuple[Endpoint, ...] = ()
         self._turns = count()
-        self._passing: set[asyncio.Task[None]] = set()
-        """Connections: nobody else holds one whose pod went away without a word."""
 
     async def serve(self, host: str, port: int) -> None:
         async with asyncio.TaskGroup() as tasks:
-            server = await asyncio.start_server(self._accept, host, port, backlog=1024)
+
+            def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                tasks.create_task(self._pass(reader, writer), name="connection")
+
+            server = await asyncio.start_server(accept, host, port, backlog=1024)
             async with server:
                 tasks.create_task(self._follow(), name="endpoints")
-                try:
-                    await server.serve_forever()
-                finally:
-                    for one in self._passing:
-                        one.cancel()
-                    await asyncio.gather(*list(self._passing), return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        passing = asyncio.get_running_loop().create_task(self._pass(reader, writer))
-        self._passing.add(passing)
-        passing.add_done_callback(self._passing.discard)
+                await server.serve_forever()
 
     async def _follow(self) -> None:
         seen: tuple[Endpoint, ...] = ()
