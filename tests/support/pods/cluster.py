@@ -99,6 +99,10 @@ class Pods:
         """Whether its late list of endpoints has come."""
         return bool(self._services[service][1].known)
 
+    def refusals(self, service: str) -> list[str]:
+        """Connections that found no pod."""
+        return self._services[service][1].refused
+
     async def drain_node(self, node: str) -> None:
         """As `kubectl drain`, with budgets of one unavailable: nothing new comes there, and what
         is there goes, of each Deployment one when all others are ready."""

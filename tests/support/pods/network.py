@@ -15,6 +15,7 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 _serial = count(1)
 SPACES = {4: "10.213.{}.0/24", 6: "fd0b:a70:{:x}::/64"}
 """Of networks, by their family."""
+BRIDGE_MAC = "02:ba:70:00:00:01"
 
 
 class NoNamespaces(Exception):
@@ -94,8 +95,10 @@ class Network:
 def network(family: int = 4) -> Iterator[Network]:
     """Of IPv4 or IPv6 alone. Raises NoNamespaces where that needs rights which we have not."""
     name = f"b{os.getpid() % 10**7}{chr(ord('a') + next(_serial) % 26)}"
-    # Without snooping: it loses what looks for a neighbour that has only just come (IPv6).
-    ip("link", "add", name, "type", "bridge", "mcast_snooping", "0")
+    # With an address of its own: one that it has of its ports changes with them, and pods go on
+    # sending to the old one. Without snooping, which loses what looks for a new neighbour (IPv6).
+    words = ("address", BRIDGE_MAC, "type", "bridge", "mcast_snooping", "0")
+    ip("link", "add", name, *words)
     try:
         ip("link", "set", name, "up")
         made = Network(bridge=name, subnet=_free_subnet(name, SPACES[family]))

@@ -66,17 +66,23 @@ class Release:
             return load.texts(since).keys() >= set(load.prompts) or bool(load.failures)
 
         await soon(is_covered, 120, "answers to all prompts")
-        assert not load.failures, load.failures[:3]
+        assert not load.failures, self._story(load)
 
     def assert_nothing_failed(self, load: Load, allowed: Oracle) -> None:
         """No failed, cut or wrong answer; no pod that ended otherwise than it was asked to."""
-        assert load.failures == [], load.failures[:3]
+        assert load.failures == [], self._story(load)
         wrong = strangers(load.told, allowed)
         assert not wrong, f"{wrong[:3]}, but {allowed}"
         for pod in self.cluster.pods:
             assert pod.num_restarts == 0, f"{pod.name} was restarted\n{pod.output[-3000:]}"
             assert not pod.was_killed, f"{pod.name} outlived its grace\n{pod.output[-3000:]}"
             assert set(pod.exit_codes) <= {0}, f"{pod.name}: {pod.exit_codes}"
+
+    def _story(self, load: Load) -> str:
+        """What failed, and what was going on."""
+        refused = self.cluster.refusals(f"{NAME}-baton")
+        routers = [pod.output[-4000:] for pod in self.cluster.pods if "-router-" in pod.name]
+        return "\n".join([*map(str, load.failures[:3]), *refused[:20], *routers])
 
 
 @asynccontextmanager

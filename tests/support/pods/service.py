@@ -21,6 +21,8 @@ class Service:
         self.lag_s = lag_s
         self._news: deque[tuple[float, tuple[Endpoint, ...]]] = deque()
         self.known: tuple[Endpoint, ...] = ()
+        self.refused: list[str] = []
+        """Connections, why and when."""
         self._turns = count()
 
     async def serve(self, host: str, port: int) -> None:
@@ -52,7 +54,8 @@ class Service:
             host, port = self.known[next(self._turns) % len(self.known)]
             async with asyncio.timeout(3.0):
                 far_reader, far_writer = await asyncio.open_connection(host, port)
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError) as error:
+            self.refused.append(f"{time.time():.3f} {error!r}, knew {self.known}")
             writer.transport.abort()  # as refused: the client may not take it for an answer
             return
         try:
