@@ -30,7 +30,7 @@ DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends \
   || cannot "Go and what it needs cannot be installed"
 cd "$work"
 apt-get -qq "${of_ours[@]}" update || true  # of whatever else the machine lists
-apt-get -qq "${of_ours[@]}" source --download-only 'kubernetes=1.20.5*' \
+apt-get -qq "${of_ours[@]}" source --download-only kubernetes/bookworm \
   || cannot "Debian's source of Kubernetes cannot be reached"
 tar xzf kubernetes_*.orig.tar.gz -C kubernetes --strip-components=1
 apt-get -qq -o APT::Sandbox::User=root download etcd-server || cannot "etcd cannot be reached"
