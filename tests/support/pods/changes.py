@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.eventually import soon
 from support.pods.alone import Alone, Model, answers_alone, oracle_of, strangers
 from support.pods.image import ROOT
 from support.pods.load import Load, Told, ask, client_of, steady_load
+from support.pods.pod import Pod
 from support.pods.release import PROMPTS, Release, release
 
 TINY = Model(folder=ROOT / "models" / "tiny", served="tiny")
@@ -34,8 +36,8 @@ class Scene:
     """What its models answer alone, in the order in which they are served."""
 
     async def answered(self) -> int:
-        """Once every prompt was, by requests that began from now on; the first of those."""
-        since = len(self.load.told) + self.load.num_clients  # some under way may be of before
+        """Once every prompt was, by requests that began from now on (`Load.begun`)."""
+        since = len(self.load.told)
         await self.up.covered(self.load, since)
         return since
 
@@ -120,11 +122,13 @@ async def an_alias_moved(folder: Path, *, replicas: int, lag_s: float) -> None:
         pods, load = len(scene.up.cluster.pods), scene.load
         _assert_answered_by(load.told, scene.alone[0])
         scene.up.upgrade(router={"aliases": {"prod": {"tiny": 0, "other": 100}}})
-        await soon(lambda: load.told[-1].served.startswith("other@"), 60, "the alias moved")
+        moved = '"event":"aliases loaded"'
+        for router in scene.up.cluster.living("router"):
+            await soon(partial(_has_twice, router, moved), 60, f"{router.name} read the alias")
         since = await scene.answered()
         assert len(scene.up.cluster.pods) == pods, "a pod was restarted"
         scene.assert_nothing_failed()
-        _assert_answered_by(load.told[since:], scene.alone[1])
+        _assert_answered_by(load.begun(since), scene.alone[1])
 
 
 async def routers_restarted_in_mid_answer(folder: Path, *, replicas: int, lag_s: float) -> None:
@@ -197,6 +201,10 @@ async def installed_and_uninstalled(folder: Path) -> None:
             assert (pod.exit_codes, pod.was_killed) == ([0], False), pod.output[-3000:]
 
 
+def _has_twice(pod: Pod, told: str) -> bool:
+    return pod.output.count(told) > 1
+
+
 @asynccontextmanager
 async def _loaded(
     folder: Path,
@@ -226,7 +234,7 @@ async def _upgraded(scene: Scene, *, component: str = "decode", **values: Any) -
     assert not old & {pod.name for pod in scene.up.cluster.living(component)}, "nothing was changed"
     since = await scene.answered()
     scene.assert_nothing_failed()
-    _assert_answered_by(scene.load.told[since:], scene.alone[-1])
+    _assert_answered_by(scene.load.begun(since), scene.alone[-1])
 
 
 def _assert_answered_by(told: Sequence[Told], only: Alone) -> None:

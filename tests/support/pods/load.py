@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -26,6 +26,8 @@ class Told:
     """`x-baton-model`."""
     failure: str = ""
     """Why it is no whole answer; "": it is."""
+    began: int = 0
+    """How many were answered when it was asked."""
 
 
 @dataclass(slots=True)
@@ -33,7 +35,6 @@ class Load:
     """Of several clients through one URL."""
 
     url: str
-    num_clients: int
     prompts: Sequence[str]
     told: list[Told] = field(default_factory=list)
 
@@ -41,10 +42,14 @@ class Load:
     def failures(self) -> list[Told]:
         return [one for one in self.told if one.failure]
 
+    def begun(self, since: int) -> list[Told]:
+        """Those asked when so many had been answered, or later."""
+        return [one for one in self.told if one.began >= since]
+
     def texts(self, since: int = 0) -> dict[str, set[str]]:
         """By prompt: all that was answered."""
         found: dict[str, set[str]] = {}
-        for one in self.told[since:]:
+        for one in self.begun(since):
             if not one.failure:
                 found.setdefault(one.prompt, set()).add(one.text)
         return found
@@ -58,8 +63,10 @@ class Load:
             while True:
                 prompt = prompts[turn % len(prompts)]
                 turn += 1
+                began = len(self.told)
                 async with clients.one() as client:
-                    self.told.append(await ask(client, model, prompt, max_tokens=max_tokens))
+                    told = await ask(client, model, prompt, max_tokens=max_tokens)
+                self.told.append(replace(told, began=began))
                 await asyncio.sleep(PAUSE_S)
 
 
@@ -141,7 +148,7 @@ async def steady_load(
     max_tokens: int = 24,
 ) -> AsyncIterator[Load]:
     """Every other client keeps its connection."""
-    load = Load(url, num_clients, prompts)
+    load = Load(url, prompts)
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(

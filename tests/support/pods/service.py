@@ -29,7 +29,8 @@ class Service:
         async with asyncio.TaskGroup() as tasks:
 
             def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-                tasks.create_task(self._pass(reader, writer), name="connection")
+                passing = tasks.create_task(self._pass(reader, writer), name="connection")
+                passing.add_done_callback(lambda _: writer.close())
 
             server = await asyncio.start_server(accept, host, port, backlog=1024)
             async with server:
@@ -63,8 +64,7 @@ class Service:
                 tasks.create_task(_copy(reader, far_writer), name="there")
                 tasks.create_task(_copy(far_reader, writer), name="back")
         finally:
-            for one in (writer, far_writer):
-                one.close()
+            far_writer.close()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
