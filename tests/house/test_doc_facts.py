@@ -41,6 +41,8 @@ SETTINGS: tuple[type[BaseSettings], ...] = (
 )
 OTHER_FLAGS = frozenset({"help", "version"})
 METRIC = re.compile(r"`(baton_[a-z_]+)(?:\{([a-z_,]+)\})?`")
+OF_OTHERS = re.compile(r"^(?:helm|kubectl|docker) .*$", re.M)
+"""Commands whose flags are not ours."""
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z]\d*)")
 UP, DECODE = UpSettings.model_fields, DecodeSettings.model_fields
 SAID = {
@@ -117,4 +119,4 @@ def _flags(settings: type[BaseSettings]) -> Iterator[str]:
 
 
 def _commands(page: Path) -> list[str]:
-    return FLAG.findall(page.read_text())
+    return FLAG.findall(OF_OTHERS.sub("", page.read_text()))
