@@ -8,12 +8,9 @@
  */
 #include "copy.h"
 
-#include <string.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
+#include "lines.h"
 
-enum { STRIPE = 64, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192 };
+enum { STRIPE = LINE, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192 };
 enum { MIN_BYTES = 241 };         /* XXH3 treats shorter inputs in another way */
 enum { AHEAD = 1024 };            /* prefetched: 0.073 CPU s/GB for 32 KiB blocks, 0.077 at 512 */
 enum { STREAMED_BYTES = 256 << 10 }; /* copies below this still fit into the cache */
@@ -47,43 +44,27 @@ static inline uint64_t word(const uint8_t *at) {
 }
 
 static void begin(Hash *hash) {
-    const uint64_t start[8] = {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1};
+    const uint64_t start[LINE_WORDS] = {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1};
     memcpy(hash->lanes, start, sizeof start);
     hash->held = 0;
     hash->num_stripes = hash->num_bytes = 0;
 }
 
-static inline void scramble(Hash *hash) {
-    for (int i = 0; i < 8; i++) {
-        uint64_t lane = hash->lanes[i];
-        lane ^= lane >> 47;
-        lane ^= word(SECRET + SECRET_BYTES - STRIPE + 8 * i);
-        hash->lanes[i] = lane * P32_1;
-    }
+static inline Line accumulated(Line lanes, Line stripe, const uint8_t *secret) {
+    const Line product = halves_product(xored(stripe, line_at(secret)));
+    return plus(lanes, plus(product, swapped(stripe)));
 }
 
-#ifdef __AVX2__
-static inline __m256i mix(__m256i lane, __m256i data, const uint8_t *secret) {
-    const __m256i key = _mm256_xor_si256(data, _mm256_loadu_si256((const __m256i *)secret));
-    const __m256i product = _mm256_mul_epu32(key, _mm256_srli_epi64(key, 32));
-    const __m256i swapped = _mm256_shuffle_epi32(data, _MM_SHUFFLE(1, 0, 3, 2));
-    return _mm256_add_epi64(product, _mm256_add_epi64(lane, swapped));
+static inline Line scrambled(Line lanes) {
+    const Line secret = line_at(SECRET + SECRET_BYTES - STRIPE);
+    return times(xored(xored(lanes, shifted_right(lanes, 47)), secret), P32_1);
 }
-#endif
 
 static inline void accumulate(Hash *hash, const uint8_t *stripe, const uint8_t *secret) {
-#ifdef __AVX2__
-    __m256i *lanes = (__m256i *)hash->lanes;
-    lanes[0] = mix(lanes[0], _mm256_loadu_si256((const __m256i *)stripe), secret);
-    lanes[1] = mix(lanes[1], _mm256_loadu_si256((const __m256i *)(stripe + 32)), secret + 32);
-#else
-    for (int i = 0; i < 8; i++) {
-        const uint64_t data = word(stripe + 8 * i), key = data ^ word(secret + 8 * i);
-        hash->lanes[i ^ 1] += data;
-        hash->lanes[i] += (key & 0xFFFFFFFFU) * (key >> 32);
-    }
-#endif
+    put_line(hash->lanes, accumulated(line_at(hash->lanes), line_at(stripe), secret));
 }
+
+static inline void scramble(Hash *hash) { put_line(hash->lanes, scrambled(line_at(hash->lanes))); }
 
 /* Take in the held stripe, now known not to be the last, and hold `stripe`. */
 static inline void add(Hash *hash, const uint8_t *stripe) {
@@ -113,49 +94,29 @@ static uint64_t finish(Hash *hash) {
     return result ^ (result >> 32);
 }
 
-/* Whole blocks of 16 stripes with the lanes in registers; the first stripe is not yet held. */
-#ifdef __AVX2__
-static inline void store(uint8_t *into, __m256i low, __m256i high, int streaming) {
-    if (streaming) {
-        _mm256_stream_si256((__m256i *)into, low);
-        _mm256_stream_si256((__m256i *)(into + 32), high);
-    } else {
-        _mm256_storeu_si256((__m256i *)into, low);
-        _mm256_storeu_si256((__m256i *)(into + 32), high);
-    }
-}
-
-/* Copies (when `into` is given) and hashes `num_blocks` kibibytes that are not the last ones. */
+/* Copies (when `into` is given) and hashes `num_blocks` kibibytes that are not the last ones, with
+ * the lanes in registers; the first stripe is not yet held. */
 static inline __attribute__((always_inline)) void bulk(
     Hash *hash, uint8_t *into, const uint8_t *from, uint64_t num_blocks, int streaming) {
-    __m256i low = ((__m256i *)hash->lanes)[0], high = ((__m256i *)hash->lanes)[1];
+    Line lanes = line_at(hash->lanes);
     for (uint64_t block = 0; block < num_blocks; block++) {
         for (int i = 0; i < STRIPES_PER_BLOCK; i++, from += STRIPE) {
-            _mm_prefetch((const char *)from + AHEAD, _MM_HINT_T0);
-            const __m256i a = _mm256_loadu_si256((const __m256i *)from);
-            const __m256i b = _mm256_loadu_si256((const __m256i *)(from + 32));
-            if (into) {
-                store(into, a, b, streaming);
-                into += STRIPE;
-            }
-            low = mix(low, a, SECRET + 8 * i);
-            high = mix(high, b, SECRET + 8 * i + 32);
+            __builtin_prefetch(from + AHEAD);
+            const Line stripe = line_at(from);
+            pass_line(into, stripe, streaming);
+            if (into) into += STRIPE;
+            lanes = accumulated(lanes, stripe, SECRET + 8 * i);
         }
-        ((__m256i *)hash->lanes)[0] = low;
-        ((__m256i *)hash->lanes)[1] = high;
-        scramble(hash);
-        low = ((__m256i *)hash->lanes)[0];
-        high = ((__m256i *)hash->lanes)[1];
+        lanes = scrambled(lanes);
     }
+    put_line(hash->lanes, lanes);
     hash->num_stripes += num_blocks * STRIPES_PER_BLOCK;
     hash->num_bytes += num_blocks * STRIPES_PER_BLOCK * STRIPE;
 }
-#endif
 
 /* Hash `size` bytes (a multiple of 64) at `from`, and copy them to `into` unless it is null. */
 static void take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size, int streaming) {
     int64_t at = 0;
-#ifdef __AVX2__
     /* In step with the blocks of the hash, a run of whole blocks goes through registers. The held
      * stripe must be taken in first, and one stripe stays to be held. */
     while (at < size && (hash->held == 0 ? hash->num_stripes : hash->num_stripes + 1)
@@ -175,18 +136,16 @@ static void take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size, i
         uint8_t *const target = into ? into + at : 0;
         if (!target)
             bulk(hash, 0, from + at, (uint64_t)num_blocks, 0);
-        else if (streaming && ((uintptr_t)target & 31) == 0)
+        else if (streaming && can_stream(target))
             bulk(hash, target, from + at, (uint64_t)num_blocks, 1);
         else
             bulk(hash, target, from + at, (uint64_t)num_blocks, 0);
         at += num_blocks * STRIPES_PER_BLOCK * STRIPE;
     }
-#endif
     for (; at < size; at += STRIPE) {
         if (into) memcpy(into + at, from + at, STRIPE);
         add(hash, from + at);
     }
-    (void)streaming;
 }
 
 uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
@@ -201,8 +160,8 @@ uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const ui
 }
 
 void baton_kv_settle(void) {
-#ifdef __AVX2__
-    _mm_sfence();
+#ifdef __x86_64__
+    __builtin_ia32_sfence();
 #endif
 }
 
