@@ -179,7 +179,6 @@ void baton_kv_hash_begin(Hash *hash) {
 
 void baton_kv_hash_take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size,
                         int streaming) {
-    if (size <= 0) return;
     hash->num_bytes += (uint64_t)size;
     if (hash->num_kept + size <= KEPT_BYTES) {
         keep(hash, into, from, size);

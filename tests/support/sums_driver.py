@@ -23,6 +23,7 @@ from protocol.process.kernels.c_kernels import compiler
 COPY, FLOW, JOB = range(3)
 _DRIVER: Final = Path(__file__).with_suffix(".c")
 _INCLUDED: Final = ("flow.c", "share.c")
+_ARRAYS: Final = ("into", "origin", "sizes", "starts")
 _HOSTILE: Final = (-(2**63), -(2**62), -64, -1, 2**31, 2**62, 2**63 - 64, 2**63 - 1)
 _MOST_PIECES: Final = 4_096
 
@@ -106,6 +107,23 @@ def cases(seed: int, num: int, *, hostile: bool) -> Iterator[Case]:
         deed = rng.choice((COPY, COPY, FLOW, JOB) if hostile else (COPY, COPY, FLOW))
         one = _honest(rng, deed, XXH3 if deed == JOB else kind)
         yield _spoiled(rng, one) if hostile and rng.random() < 0.7 else one
+    if hostile:
+        yield from _lies()
+
+
+def _lies() -> Iterator[Case]:
+    """Every number of a small case exchanged for every hostile one."""
+    for deed, name, lie in itertools.product((COPY, FLOW, JOB), _ARRAYS, _HOSTILE):
+        one = Case(
+            deed=deed, kind=XXH3, copies=True, target_bytes=300, source=bytes(300),
+            into=[0, 100, 200], origin=[0, 100, 200], sizes=[100] * 3, starts=[0, 1, 2, 3],
+            cut=70, job_pieces=3, batch=1, is_exact=deed != JOB,
+        )  # fmt: skip
+        for at in range(len(getattr(one, name))):
+            numbers = list(getattr(one, name))
+            numbers[at] = lie
+            changed: dict[str, Any] = {name: numbers}
+            yield replace(one, **changed)
 
 
 def _honest(rng: random.Random, deed: int, kind: SumKind) -> Case:
@@ -128,7 +146,7 @@ def _honest(rng: random.Random, deed: int, kind: SumKind) -> Case:
 
 def _spoiled(rng: random.Random, one: Case) -> Case:
     """With one number of it exchanged."""
-    name = rng.choice(("into", "origin", "sizes", "starts"))
+    name = rng.choice(_ARRAYS)
     numbers = list(getattr(one, name))
     at = rng.randrange(len(numbers))
     near = (numbers[at] + 1, len(one.source) + 1)

@@ -38,4 +38,4 @@ def test_nothing_is_touched_beyond_what_was_said(vectors: tuple[str, ...], tmp_p
     """Also of ranges, pieces and jobs that lie: every buffer is as long as was said."""
     sanitized = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     program = build(tmp_path, *sanitized, *vectors)
-    play([program], list(cases(3, 800, hostile=True)))
+    play([program], list(cases(3, 500, hostile=True)))
