@@ -6,7 +6,7 @@
  */
 #include "copy.h"
 
-enum { STREAMED_BYTES = 256 << 10 }; /* copies below this still fit into the cache */
+static int64_t streamed_bytes = 256 << 10; /* copies below this still fit into the cache */
 enum { GRAIN = 16 };                 /* what words are summed of */
 enum { OUTSIDE = 1, UNFIT = 2 };
 
@@ -40,6 +40,8 @@ uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const ui
     return baton_kv_sum_finish(&sum);
 }
 
+void baton_kv_stream_from(int64_t num_bytes) { streamed_bytes = num_bytes; }
+
 void baton_kv_settle(void) {
 #ifdef __x86_64__
     __builtin_ia32_sfence();
@@ -71,7 +73,7 @@ int baton_kv_copy(uint8_t *target, uint64_t target_bytes, const int64_t *target_
     const int why_not = baton_kv_check(target_bytes, target_offsets, source_bytes, source_offsets,
                                        sizes, num_ranges, starts, num_pieces, kind, &num_bytes);
     if (why_not) return why_not;
-    const int streaming = num_bytes >= STREAMED_BYTES;
+    const int streaming = num_bytes >= streamed_bytes;
     for (int64_t piece = 0; piece < num_pieces; piece++) {
         const int64_t first = starts[piece];
         sums[piece] = baton_kv_piece(target_offsets ? target : 0,

@@ -42,6 +42,10 @@ int baton_kv_copy(uint8_t *target, uint64_t target_bytes, const int64_t *target_
                   const int64_t *sizes, int64_t num_ranges, const int64_t *starts,
                   int64_t num_pieces, int64_t kind, uint64_t *sums);
 
+/* From now on, copies of so many bytes in one call and more are stored past the cache. To be called
+ * while nothing is copied: to measure. */
+void baton_kv_stream_from(int64_t num_bytes);
+
 /* Makes streamed stores visible to other cores; call before telling anyone that bytes landed. */
 void baton_kv_settle(void);
 

@@ -180,7 +180,7 @@ void baton_kv_hash_begin(Hash *hash) {
 void baton_kv_hash_take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size,
                         int streaming) {
     hash->num_bytes += (uint64_t)size;
-    if (hash->num_kept + size <= KEPT_BYTES) {
+    if (hash->num_bytes <= KEPT_BYTES || hash->num_kept + size < 2 * STRIPE) {
         keep(hash, into, from, size);
         return;
     }

@@ -63,6 +63,7 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
         *(at, word, at, at, word, at, at, signed, at, signed, signed, at),
     ]  # fmt: skip
     library.baton_kv_check.argtypes = [word, at, word, at, at, signed, at, signed, signed, at]
+    library.baton_kv_stream_from.argtypes = [signed]
     library.baton_kv_copy_pieces.argtypes = [at, word, at, word, at, word]
     library.baton_kv_copy_pieces.restype = signed
     library.baton_kv_shut_job.argtypes = [at]
