@@ -1,32 +1,50 @@
-/* Pieces of KV blocks' slots: ranges copied, xxh3_64 taken. Used by share.c and flow.c too. */
+/* Pieces of KV blocks' slots: ranges copied, their sums taken. Used by share.c and flow.c too. */
 #pragma once
 #include <stdint.h>
 #include <time.h>
 
-/* Copies the ranges of one piece (sizes are multiples of 64, more than 240 bytes in all) from
- * `source` to `target`, or only hashes when `target` is null. `streaming` stores past the cache. */
+#include "hash.h"
+#include "words.h"
+
+/* Kinds of sums; the numbers of kvtransfer/native/library.py. */
+enum { HASHED = 0, WORDS = 1 };
+
+/* One sum of a piece under way, of either kind. */
+typedef struct {
+    Hash hash;
+    WordSum words;
+    int64_t kind;
+} Sum;
+
+void baton_kv_sum_begin(Sum *sum, int64_t kind);
+
+/* Take in `size` bytes at `from`, multiples of 8 where words are summed, and copy them to `into`
+ * unless it is null; `streaming` stores past the cache. */
+void baton_kv_sum_take(Sum *sum, uint8_t *into, const uint8_t *from, int64_t size, int streaming);
+
+uint64_t baton_kv_sum_finish(Sum *sum);
+
+/* Copies the ranges of one piece from `source` to `target`, or only sums when `target` is null. */
 uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
                         const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
-                        int streaming);
+                        int64_t kind, int streaming);
 
-/* One hash under way. `held` is the newest stripe: the last of all is treated apart. */
-typedef struct {
-    uint64_t lanes[8] __attribute__((aligned(64)));
-    const uint8_t *held;
-    uint64_t num_stripes, num_bytes;
-} Hash;
-
-/* The same hash of a piece that comes bit by bit: each a multiple of 64 bytes, in place until the
- * next has been taken. */
-void baton_kv_hash_begin(Hash *hash);
-void baton_kv_hash_take(Hash *hash, const uint8_t *from, int64_t size);
-uint64_t baton_kv_hash_finish(Hash *hash);
-
-/* 0, or why not: 1, a range lies outside its span; 2, the hash takes no such pieces (short, or
- * not whole stripes). Adds up `num_bytes`, unless 1. Without `target_offsets` only the source. */
+/* 0, or why not: 1, a range lies outside its span, or a piece's ranges outside all; 2, the sum takes no such ranges. Adds up
+ * `num_bytes`, unless 1. Without `target_offsets` only the source. */
 int baton_kv_check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
-                   const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
-                   int64_t num_pieces, int64_t *num_bytes);
+                   const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
+                   const int64_t *starts, int64_t num_pieces, int64_t kind, int64_t *num_bytes);
+
+/* Copies all ranges and sets sums[piece]; without `target_offsets` only sums. Answers as
+ * `baton_kv_check`; nothing is touched unless everything fits. */
+int baton_kv_copy(uint8_t *target, uint64_t target_bytes, const int64_t *target_offsets,
+                  const uint8_t *source, uint64_t source_bytes, const int64_t *source_offsets,
+                  const int64_t *sizes, int64_t num_ranges, const int64_t *starts,
+                  int64_t num_pieces, int64_t kind, uint64_t *sums);
+
+/* From now on, copies of so many bytes in one call and more are stored past the cache. To be called
+ * while nothing is copied: to measure. */
+void baton_kv_stream_from(int64_t num_bytes);
 
 /* Makes streamed stores visible to other cores; call before telling anyone that bytes landed. */
 void baton_kv_settle(void);

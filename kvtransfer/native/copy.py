@@ -15,15 +15,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvtransfer.native.library import kernels
+from kvtransfer.native.library import OUTSIDE, SUM_NUMBERS, UNFIT, kernels
 from kvtransfer.plan import Ranges
 from kvtransfer.sum_kinds import WORD_SUM, WORD_SUM_GRAIN_BYTES, XXH3, SumKind
 
-_MIN_HASHED_BYTES = 241
-"""XXH3 treats shorter inputs in another way, which the C twin leaves out."""
-_STRIPE_BYTES = 64
-_OUTSIDE, _UNFIT = 1, 2
 _ONE_OUTSIDE = "ranges: one lies outside its pool"
+_NOT_WORDS = f"ranges: not all are multiples of {WORD_SUM_GRAIN_BYTES} bytes"
 _GAMMA = np.uint64(0x9E37_79B9_7F4A_7C15)
 _FIRST, _SECOND = np.uint64(0xBF58_476D_1CE4_E5B9), np.uint64(0x94D0_49BB_1331_11EB)
 
@@ -35,8 +32,10 @@ class Span:
     address: int
     num_bytes: int
 
-    def check(self, ranges: Ranges) -> None:
-        """Raise ValueError unless all ranges lie inside."""
+    def check(self, ranges: Ranges, kind: SumKind = XXH3) -> None:
+        """Raise ValueError unless all ranges lie inside, and this kind can sum them."""
+        if kind == WORD_SUM and (ranges.sizes_R % WORD_SUM_GRAIN_BYTES).any():
+            raise ValueError(_NOT_WORDS)
         if not len(ranges.sizes_R):
             return
         ends_R = ranges.offsets_R + ranges.sizes_R
@@ -64,7 +63,7 @@ def copy_ranges(
     sums_P = _call(target, target_ranges.offsets_R, source, source_ranges, kind)
     if sums_P is not None:
         return sums_P
-    target.check(target_ranges)
+    target.check(target_ranges, kind)
     source.check(source_ranges)
     pairs = zip(
         target_ranges.offsets_R.tolist(), source_ranges.offsets_R.tolist(),
@@ -81,7 +80,7 @@ def checksums(memory: Span, ranges: Ranges, kind: SumKind = XXH3) -> NDArray[np.
     sums_P = _call(None, None, memory, ranges, kind)
     if sums_P is not None:
         return sums_P
-    memory.check(ranges)
+    memory.check(ranges, kind)
     return (_checksums_twin if kind == XXH3 else word_sums_twin)(memory, ranges)
 
 
@@ -89,34 +88,24 @@ def _call(
     target: Span | None, offsets_R: NDArray[np.int64] | None, source: Span, ranges: Ranges,
     kind: SumKind,
 ) -> NDArray[np.uint64] | None:  # fmt: skip
-    """What the C kernel answers; None where there is none, or none for these ranges."""
-    if kind == WORD_SUM and (ranges.sizes_R % WORD_SUM_GRAIN_BYTES).any():
-        raise ValueError(f"ranges: not all are multiples of {WORD_SUM_GRAIN_BYTES} bytes")
+    """What the C kernels answer; None where there are none."""
     library = kernels()
-    num_pieces = len(ranges.starts_P) - 1
-    if library is None or not num_pieces:
+    if library is None:
         return None
+    num_pieces, num_ranges = len(ranges.starts_P) - 1, len(ranges.sizes_R)
+    assert offsets_R is None or len(offsets_R) == num_ranges
     sums_P = np.empty(num_pieces, np.uint64)
-    copy = library.baton_kv_copy if kind == XXH3 else library.baton_kv_copy_words
-    answer = copy(
+    answer = library.baton_kv_copy(
         target.address if target else None, target.num_bytes if target else 0,
         None if offsets_R is None else _at(offsets_R), source.address, source.num_bytes,
-        _at(ranges.offsets_R), _at(ranges.sizes_R), _at(ranges.starts_P), num_pieces, _at(sums_P),
+        _at(ranges.offsets_R), _at(ranges.sizes_R), num_ranges, _at(ranges.starts_P), num_pieces,
+        SUM_NUMBERS[kind], _at(sums_P),
     )  # fmt: skip
-    if answer == _OUTSIDE:
+    if answer == OUTSIDE:
         raise ValueError(_ONE_OUTSIDE)
-    return None if answer == _UNFIT else sums_P
-
-
-def fits(ranges: Ranges) -> bool:
-    """Whether the C kernel takes these: whole stripes, and no short piece."""
-    sizes_R, starts_P = ranges.sizes_R, ranges.starts_P
-    if len(starts_P) < 2 or bool((sizes_R % _STRIPE_BYTES).any()):
-        return False
-    if len(sizes_R) == len(starts_P) - 1:
-        return int(sizes_R.min()) >= _MIN_HASHED_BYTES
-    totals_P = np.diff(np.concatenate(([0], np.cumsum(sizes_R)))[starts_P])
-    return int(totals_P.min()) >= _MIN_HASHED_BYTES
+    if answer == UNFIT:
+        raise ValueError(_NOT_WORDS)
+    return sums_P
 
 
 def _checksums_twin(memory: Span, ranges: Ranges) -> NDArray[np.uint64]:

@@ -3,7 +3,7 @@
  * A flow is the body of one frame on its way through one socket. Each call goes on with every
  * flow that can until one has ended, the budget is spent, or nothing came for a moment: so Python
  * is entered once a chunk and not once a socket buffer. Neighbouring ranges go as one buffer;
- * pieces are hashed as they come, while the cache still has them. Called through
+ * pieces are summed as they come, while the cache still has them. Called through
  * kvtransfer/native/flows.py, which checks every bound first.
  */
 #define _GNU_SOURCE
@@ -14,22 +14,21 @@
 #include <sys/uio.h>
 
 #include "copy.h"
-#include "words.h"
+#include "lines.h"
 
-enum { MAX_BUFFERS = 1024, MAX_FLOWS = 64, CALL_BYTES = 1 << 20, STRIPE = 64 };
+enum { MAX_BUFFERS = 1024, MAX_FLOWS = 64, CALL_BYTES = 1 << 20 };
 enum { MOVING = 0, MOVED = 1, PEER_CLOSED = 2 }; /* or a negated errno */
 
 typedef struct {
     const uint8_t *head; /* sent before the ranges */
     uint8_t *base;
     const int64_t *offsets, *sizes, *starts;
-    uint64_t *sums; /* null: pieces are not hashed */
-    Hash *hash;     /* null: by the sum of their words */
-    int64_t head_bytes, num_ranges, num_pieces;
+    uint64_t *sums; /* null: pieces are not summed */
+    Sum *sum;       /* of the piece that comes */
+    int64_t kind, head_bytes, num_ranges, num_pieces;
     int64_t range, skip; /* the first range not wholly moved, and how much of it is */
-    int64_t piece, hashed, hashed_skip; /* the same of what is hashed */
+    int64_t piece, summed, summed_skip; /* the same of what is summed */
     int64_t fd, state, moved_bytes; /* of the ranges */
-    WordSum words;
 } Flow;
 
 /* The buffers to move next, at most CALL_BYTES of ranges; neighbours are merged. */
@@ -55,40 +54,23 @@ static int gather(const Flow *flow, struct iovec *buffers) {
     return num;
 }
 
-static void begin_piece(Flow *flow) {
-    if (flow->hash)
-        baton_kv_hash_begin(flow->hash);
-    else
-        flow->words = (WordSum){0, 0};
-}
-
-static void hash_bytes(Flow *flow, const uint8_t *from, int64_t size) {
-    if (flow->hash)
-        baton_kv_hash_take(flow->hash, from, size);
-    else
-        baton_kv_take_words(&flow->words, 0, from, size, 0);
-}
-
-static uint64_t finish_piece(Flow *flow) {
-    return flow->hash ? baton_kv_hash_finish(flow->hash) : flow->words.sum;
-}
-
-/* Hash what has come since the last time, in whole stripes. */
-static void hash_more(Flow *flow) {
+/* Sum what has come since the last time, in whole lines. */
+static void sum_more(Flow *flow) {
     while (flow->piece < flow->num_pieces) {
-        const int64_t at = flow->hashed;
-        if (at > flow->range) return;
-        const int64_t come = at < flow->range ? flow->sizes[at] : flow->skip / STRIPE * STRIPE;
-        if (at == flow->starts[flow->piece] && !flow->hashed_skip) begin_piece(flow);
-        if (come > flow->hashed_skip)
-            hash_bytes(flow, flow->base + flow->offsets[at] + flow->hashed_skip,
-                       come - flow->hashed_skip);
-        flow->hashed_skip = come;
+        const int64_t at = flow->summed;
+        if (at == flow->starts[flow->piece] && !flow->summed_skip)
+            baton_kv_sum_begin(flow->sum, flow->kind);
+        if (at == flow->starts[flow->piece + 1]) {
+            flow->sums[flow->piece++] = baton_kv_sum_finish(flow->sum);
+            continue;
+        }
+        const int64_t come = at < flow->range ? flow->sizes[at] : flow->skip / LINE * LINE;
+        baton_kv_sum_take(flow->sum, 0, flow->base + flow->offsets[at] + flow->summed_skip,
+                          come - flow->summed_skip, 0);
+        flow->summed_skip = come;
         if (at == flow->range) return;
-        flow->hashed++;
-        flow->hashed_skip = 0;
-        if (flow->hashed == flow->starts[flow->piece + 1])
-            flow->sums[flow->piece++] = finish_piece(flow);
+        flow->summed++;
+        flow->summed_skip = 0;
     }
 }
 
@@ -105,7 +87,7 @@ static int64_t advance(Flow *flow, int64_t num_bytes) {
     }
     flow->skip += left;
     flow->moved_bytes += num_bytes - of_head;
-    if (flow->sums) hash_more(flow);
+    if (flow->sums) sum_more(flow);
     if (!flow->head_bytes && flow->range == flow->num_ranges) flow->state = MOVED;
     return num_bytes - of_head;
 }
@@ -166,4 +148,4 @@ int64_t baton_kv_flow(Flow *const *flows, int64_t num_flows, const int64_t *idle
 
 int64_t baton_kv_flow_bytes(void) { return sizeof(Flow); }
 
-int64_t baton_kv_hash_bytes(void) { return sizeof(Hash); }
+int64_t baton_kv_sum_bytes(void) { return sizeof(Sum); }

@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.native.copy import Span
-from kvtransfer.native.library import HASH_BYTES, FlowFields, kernels
+from kvtransfer.native.library import OUTSIDE, SUM_BYTES, SUM_NUMBERS, FlowFields, kernels
 from kvtransfer.plan import Ranges
-from kvtransfer.sum_kinds import WORD_SUM, WORD_SUM_GRAIN_BYTES, XXH3, SumKind
+from kvtransfer.sum_kinds import XXH3, SumKind
 
 MOVING: Final = 0
 MOVED: Final = 1
 PEER_CLOSED: Final = 2
-_OUTSIDE: Final = 1
-_HASH_ALIGNMENT: Final = 64
+_SUM_ALIGNMENT: Final = 64
 WAIT_S: Final = 100e-6
 """Longest sleep for the next bytes inside one call: a turn of Python takes as long."""
 TURN_S: Final = 2e-3
@@ -43,23 +42,22 @@ class Flow:
         self.memory = memory
         self.ranges = ranges
         self.head = head
-        self.num_bytes, hashable = _measure(memory, ranges)
+        self.num_bytes, is_summed = _measure(memory, ranges, sum_kind)
         num_pieces = len(ranges.starts_P) - 1
-        fit = hashable if sum_kind == XXH3 else sum_kind == WORD_SUM and _are_words(ranges)
-        self.sums_P = np.zeros(num_pieces, np.uint64) if fit else None
-        """Of the pieces that are whole; None when the kernels cannot take them on the way."""
+        self.sums_P = np.zeros(num_pieces, np.uint64) if is_summed else None
+        """Of the pieces that are whole; None when nothing takes them on the way."""
         self.c = FlowFields(
             head=_at(np.frombuffer(head, np.uint8)), base=memory.address,
             offsets=_at(ranges.offsets_R), sizes=_at(ranges.sizes_R), starts=_at(ranges.starts_P),
             sums=None if self.sums_P is None else _at(self.sums_P),
-            hash=self._hash_at() if self.sums_P is not None and sum_kind == XXH3 else None,
+            sum=self._sum_at() if is_summed else None, kind=SUM_NUMBERS[sum_kind or XXH3],
             head_bytes=len(head), num_ranges=len(ranges.sizes_R), num_pieces=num_pieces, fd=fd,
         )  # fmt: skip
 
-    def _hash_at(self) -> int:
-        """Where the kernels keep the hash of the piece that is coming."""
-        self._hash = np.zeros(HASH_BYTES + _HASH_ALIGNMENT, np.uint8)
-        return -(-_at(self._hash) // _HASH_ALIGNMENT) * _HASH_ALIGNMENT
+    def _sum_at(self) -> int:
+        """Where the kernels keep the sum of the piece that is coming."""
+        self._sum = np.empty(SUM_BYTES + _SUM_ALIGNMENT, np.uint8)
+        return -(-_at(self._sum) // _SUM_ALIGNMENT) * _SUM_ALIGNMENT
 
     @property
     def state(self) -> int:
@@ -111,13 +109,8 @@ def _flow(flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: 
     return int(moved)
 
 
-def _are_words(ranges: Ranges) -> bool:
-    """The kernels, where there are any, can sum the words of these."""
-    return kernels() is not None and not (ranges.sizes_R % WORD_SUM_GRAIN_BYTES).any()
-
-
-def _measure(memory: Span, ranges: Ranges) -> tuple[int, bool]:
-    """Bytes of the ranges, and whether the kernels can sum their pieces. Raises ValueError."""
+def _measure(memory: Span, ranges: Ranges, kind: SumKind | None) -> tuple[int, bool]:
+    """Bytes of the ranges, and whether the kernels sum their pieces. Raises ValueError."""
     library = kernels()
     if library is None:
         memory.check(ranges)
@@ -125,11 +118,12 @@ def _measure(memory: Span, ranges: Ranges) -> tuple[int, bool]:
     num_bytes = ctypes.c_int64(0)
     why_not = library.baton_kv_check(
         0, None, memory.num_bytes, _at(ranges.offsets_R), _at(ranges.sizes_R),
-        _at(ranges.starts_P), len(ranges.starts_P) - 1, ctypes.byref(num_bytes),
+        len(ranges.sizes_R), _at(ranges.starts_P), len(ranges.starts_P) - 1,
+        SUM_NUMBERS[kind or XXH3], ctypes.byref(num_bytes),
     )  # fmt: skip
-    if why_not == _OUTSIDE:
+    if why_not == OUTSIDE:
         raise ValueError("ranges: one lies outside its pool")
-    return num_bytes.value, not why_not
+    return num_bytes.value, kind is not None and not why_not
 
 
 def _at(array: NDArray[Any]) -> int:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from kvtransfer.sum_kinds import WORD_SUM, XXH3, SumKind
 from protocol.process.kernels.c_kernels import Kernels, NoKernels
 
 log = logging.getLogger(__name__)
@@ -18,12 +19,18 @@ KERNELS: Final = Kernels(
     folder=Path(__file__).parent,
     flags=("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared"),
 )
-HASH_BYTES: Final = 128
-"""Room for the hash of a piece that comes bit by bit."""
-_POINTERS: Final = ("head", "base", "offsets", "sizes", "starts", "sums", "hash")
+SUM_BYTES: Final = 448
+"""Room for the sum of a piece that comes bit by bit."""
+SUM_NUMBERS: Final[dict[SumKind, int]] = {XXH3: 0, WORD_SUM: 1}
+"""As copy.h numbers the kinds."""
+OUTSIDE: Final = 1
+"""What cannot be done, as the functions answer: a range lies outside its span."""
+UNFIT: Final = 2
+"""The sum takes no such ranges."""
+_POINTERS: Final = ("head", "base", "offsets", "sizes", "starts", "sums", "sum")
 _NUMBERS: Final = (
-    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "hashed"),
-    *("hashed_skip", "fd", "state", "moved_bytes", "word_sum", "word_number"),
+    *("kind", "head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "summed"),
+    *("summed_skip", "fd", "state", "moved_bytes"),
 )
 
 
@@ -46,17 +53,17 @@ def kernels() -> ctypes.CDLL | None:
             "no C kernels, copies are slower: install a C compiler", extra={"why": str(error)}
         )
         return None
-    _declare_functions(library)
-    assert library.baton_kv_flow_bytes() == ctypes.sizeof(FlowFields)
-    assert library.baton_kv_hash_bytes() <= HASH_BYTES
-    return library
+    return declared(library)
 
 
-def _declare_functions(library: ctypes.CDLL) -> None:
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The same, its functions told what they take."""
     at, word, signed, number = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int
-    library.baton_kv_copy.argtypes = [at, word, at, at, word, at, at, at, signed, at]
-    library.baton_kv_copy_words.argtypes = library.baton_kv_copy.argtypes
-    library.baton_kv_check.argtypes = [word, at, word, at, at, at, signed, at]
+    library.baton_kv_copy.argtypes = [
+        *(at, word, at, at, word, at, at, signed, at, signed, signed, at),
+    ]  # fmt: skip
+    library.baton_kv_check.argtypes = [word, at, word, at, at, signed, at, signed, signed, at]
+    library.baton_kv_stream_from.argtypes = [signed]
     library.baton_kv_copy_pieces.argtypes = [at, word, at, word, at, word]
     library.baton_kv_copy_pieces.restype = signed
     library.baton_kv_shut_job.argtypes = [at]
@@ -67,4 +74,7 @@ def _declare_functions(library: ctypes.CDLL) -> None:
     library.baton_kv_flow.argtypes = [at, signed, at, signed, number, signed, signed, signed]
     library.baton_kv_flow.restype = signed
     library.baton_kv_flow_bytes.restype = signed
-    library.baton_kv_hash_bytes.restype = signed
+    library.baton_kv_sum_bytes.restype = signed
+    assert library.baton_kv_flow_bytes() == ctypes.sizeof(FlowFields)
+    assert library.baton_kv_sum_bytes() <= SUM_BYTES
+    return library

@@ -41,21 +41,20 @@ static int64_t copy_piece(CopyJob *job, const Spans *spans, uint64_t piece, int 
     static _Thread_local int64_t into[MAX_PIECE_RANGES], from[MAX_PIECE_RANGES];
     static _Thread_local int64_t sizes[MAX_PIECE_RANGES];
     const int64_t first = job->starts[piece], last = job->starts[piece + 1];
+    if (first < 0 || last < first || last > MAX_RANGES || last - first > MAX_PIECE_RANGES) return -1;
     const int64_t num_ranges = last - first;
-    if (first < 0 || num_ranges < 1 || last > MAX_RANGES || num_ranges > MAX_PIECE_RANGES) return -1;
     int64_t num_bytes = 0;
     for (int64_t range = 0; range < num_ranges; range++) {
         into[range] = job->target_offsets[first + range];
         from[range] = job->source_offsets[first + range];
         sizes[range] = job->sizes[first + range];
         if (!lies_in(into[range], sizes[range], spans->target_bytes) ||
-            !lies_in(from[range], sizes[range], spans->source_bytes) || sizes[range] < 64 ||
-            sizes[range] % 64)
+            !lies_in(from[range], sizes[range], spans->source_bytes))
             return -1;
         num_bytes += sizes[range];
     }
-    job->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes,
-                                        num_ranges, streaming);
+    job->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes, num_ranges,
+                                      HASHED, streaming);
     return num_bytes;
 }
 

@@ -1,16 +1,14 @@
-/* Scattered copies of KV blocks with the sums of kvtransfer/kernels/copy.py.
+/* The sums of kvtransfer/kernels/copy.py, on hosts.
  *
  * A piece of words w_0, w_1, ... sums to the sum over i of mix(w_i + (i + 1) * GAMMA), where mix
  * is the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): what a GPU's threads can take
- * in any order. Called through kvtransfer/native/copy.py.
+ * in any order.
  */
 #include "words.h"
 
-#include "copy.h"
 #include "lines.h"
 
-enum { WORD = 8, GRAIN = 16, AHEAD = 1024, STREAMED_BYTES = 256 << 10 };
-enum { OUTSIDE = 1, UNFIT = 2 };
+enum { WORD = 8, AHEAD = 1024 };
 
 static const uint64_t GAMMA = 0x9E3779B97F4A7C15ULL;
 static const uint64_t FIRST = 0xBF58476D1CE4E5B9ULL, SECOND = 0x94D049BB133111EBULL;
@@ -63,41 +61,4 @@ void baton_kv_take_words(WordSum *sum, uint8_t *into, const uint8_t *from, int64
         if (into) memcpy(into + at, &word, WORD);
         sum->sum += mixed(word + ++sum->number * GAMMA);
     }
-}
-
-/* 0, or why not: 1, a range lies outside its span; 2, the sum takes no such ranges. */
-static int why_not(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
-                   const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
-                   int64_t *num_bytes) {
-    int unfit = 0;
-    for (int64_t range = 0; range < num_ranges; range++) {
-        if (!lies_in(source_offsets[range], sizes[range], source_bytes) ||
-            (target_offsets && !lies_in(target_offsets[range], sizes[range], target_bytes)))
-            return OUTSIDE;
-        unfit |= sizes[range] % GRAIN != 0;
-        *num_bytes += sizes[range];
-    }
-    return unfit ? UNFIT : 0;
-}
-
-/* Copy all ranges and set sums[piece]; without `target_offsets` only sum. Nothing is touched
- * unless everything fits. */
-int baton_kv_copy_words(uint8_t *target, uint64_t target_bytes, const int64_t *target_offsets,
-                        const uint8_t *source, uint64_t source_bytes,
-                        const int64_t *source_offsets, const int64_t *sizes,
-                        const int64_t *starts, int64_t num_pieces, uint64_t *sums) {
-    int64_t num_bytes = 0;
-    const int answer = why_not(target_bytes, target_offsets, source_bytes, source_offsets, sizes,
-                               starts[num_pieces], &num_bytes);
-    if (answer) return answer;
-    const int streaming = num_bytes >= STREAMED_BYTES;
-    for (int64_t piece = 0; piece < num_pieces; piece++) {
-        WordSum sum = {0, 0};
-        for (int64_t range = starts[piece]; range < starts[piece + 1]; range++)
-            baton_kv_take_words(&sum, target_offsets ? target + target_offsets[range] : 0,
-                                source + source_offsets[range], sizes[range], streaming);
-        sums[piece] = sum.sum;
-    }
-    baton_kv_settle();
-    return 0;
 }

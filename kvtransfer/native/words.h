@@ -1,4 +1,4 @@
-/* The sum of a piece's words that devices take too, on hosts. Used by flow.c as well. */
+/* The sum of a piece's words that devices take too, on hosts. */
 #pragma once
 #include <stdint.h>
 

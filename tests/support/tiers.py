@@ -24,6 +24,7 @@ NOT_PURE = (
     "unit/kvtransfer/sink/test_sink*.py",
     "unit/kvtransfer/source/test_sinks.py",
     "unit/kvtransfer/source/test_source.py",
+    "unit/kvtransfer/native/test_targets.py",
     "unit/kvtransfer/test_faults.py",
     "unit/kvtransfer/device/test_lib*.py",
     "unit/kvtransfer/transports/nccl/test_pair.py",
