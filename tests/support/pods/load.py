@@ -43,10 +43,10 @@ class Load:
         return [one for one in self.told if one.failure]
 
     def begun(self, since: int) -> list[Told]:
-        """Those asked when so many had been answered, or later."""
-        return [one for one in self.told if one.began >= since]
+        """Those asked after so many had been answered and one more: surely later."""
+        return [one for one in self.told if one.began > since]
 
-    def texts(self, since: int = 0) -> dict[str, set[str]]:
+    def texts(self, since: int) -> dict[str, set[str]]:
         """By prompt: all that was answered."""
         found: dict[str, set[str]] = {}
         for one in self.begun(since):
