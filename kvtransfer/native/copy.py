@@ -36,12 +36,16 @@ class Span:
         """Raise ValueError unless all ranges lie inside, and this kind can sum them."""
         if kind == WORD_SUM and (ranges.sizes_R % WORD_SUM_GRAIN_BYTES).any():
             raise ValueError(_NOT_WORDS)
-        if not len(ranges.sizes_R):
-            return
-        ends_R = ranges.offsets_R + ranges.sizes_R
-        lowest, highest = int(ranges.offsets_R.min()), int(ends_R.max())
-        if lowest < 0 or highest > self.num_bytes or int(ranges.sizes_R.min()) < 0:
-            raise ValueError(f"ranges {lowest}..{highest} of a span of {self.num_bytes} bytes")
+        offsets_R, sizes_R = ranges.offsets_R, ranges.sizes_R
+        outside_R = (sizes_R < 0) | (sizes_R > self.num_bytes) | (offsets_R < 0)
+        outside_R |= offsets_R > self.num_bytes - np.clip(
+            sizes_R, 0, self.num_bytes
+        )  # no sum wraps
+        if outside_R.any():
+            at = int(np.flatnonzero(outside_R)[0])
+            raise ValueError(
+                f"range {offsets_R[at]}+{sizes_R[at]} of a span of {self.num_bytes} bytes"
+            )
 
 
 class HasSpan(Protocol):

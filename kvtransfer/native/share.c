@@ -36,12 +36,14 @@ typedef struct {
 
 int64_t baton_kv_job_bytes(void) { return (int64_t)sizeof(CopyJob); }
 
-/* Copy one piece; its bytes, or -1 when the job describes nonsense. */
-static int64_t copy_piece(CopyJob *job, const Spans *spans, uint64_t piece, int streaming) {
+/* Copy one piece of at most so many bytes; its bytes, or -1 when the job describes nonsense. */
+static int64_t copy_piece(CopyJob *job, const Spans *spans, uint64_t piece, uint64_t most,
+                          int streaming) {
     static _Thread_local int64_t into[MAX_PIECE_RANGES], from[MAX_PIECE_RANGES];
     static _Thread_local int64_t sizes[MAX_PIECE_RANGES];
     const int64_t first = job->starts[piece], last = job->starts[piece + 1];
-    if (first < 0 || last < first || last > MAX_RANGES || last - first > MAX_PIECE_RANGES) return -1;
+    if (first < 0 || last < first || last > MAX_RANGES) return -1;
+    if (last - first > MAX_PIECE_RANGES) return -1;
     const int64_t num_ranges = last - first;
     int64_t num_bytes = 0;
     for (int64_t range = 0; range < num_ranges; range++) {
@@ -52,6 +54,7 @@ static int64_t copy_piece(CopyJob *job, const Spans *spans, uint64_t piece, int 
             !lies_in(from[range], sizes[range], spans->source_bytes))
             return -1;
         num_bytes += sizes[range];
+        if ((uint64_t)num_bytes > most) return -1;
     }
     job->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes, num_ranges,
                                       HASHED, streaming);
@@ -63,7 +66,7 @@ static int64_t claim(CopyJob *job, const Spans *spans) {
     const uint64_t num_pieces = job->num_pieces, batch = job->batch;
     const int streaming = (int)job->streaming;
     int64_t num_copied = 0;
-    uint64_t num_bytes = 0;
+    uint64_t left_bytes = spans->target_bytes; /* an honest job writes no byte twice */
     if (num_pieces > MAX_PIECES || batch < 1 || batch > MAX_PIECES) return -1;
     while (num_copied < (int64_t)num_pieces) { /* also if somebody sets the cursor back */
         const uint64_t first = atomic_fetch_add(&job->cursor, batch);
@@ -71,9 +74,9 @@ static int64_t claim(CopyJob *job, const Spans *spans) {
         const uint64_t last = first + batch < num_pieces ? first + batch : num_pieces;
         for (uint64_t piece = first; piece < last; piece++) {
             if (atomic_load(&job->stop)) return num_copied;
-            const int64_t copied_bytes = copy_piece(job, spans, piece, streaming);
-            num_bytes += (uint64_t)copied_bytes;
-            if (copied_bytes < 0 || num_bytes > spans->target_bytes) return -1;
+            const int64_t copied_bytes = copy_piece(job, spans, piece, left_bytes, streaming);
+            if (copied_bytes < 0) return -1;
+            left_bytes -= (uint64_t)copied_bytes;
             num_copied++;
         }
         baton_kv_settle();

@@ -81,10 +81,20 @@ def test_a_large_copy_past_the_cache_hashes_the_same(start: int) -> None:
     many = Ranges(
         np.tile(there.offsets_R, 8), np.tile(there.sizes_R, 8), np.arange(9) * len(there.sizes_R)
     )
-    target = np.zeros(NUM_BYTES, np.uint8)
+    target = lines(NUM_BYTES)
     expected = [xxhash.xxh3_64_intdigest(bytes_of(SOURCE, there))] * 8
     assert copy_ranges(span_of(target), many, span_of(SOURCE), many).tolist() == expected
     assert bytes_of(target, there) == bytes_of(SOURCE, there)
+
+
+LINE = 64
+
+
+def lines(num_bytes: int) -> NDArray[np.uint8]:
+    """Zeros from the beginning of a line on: only whole lines are stored past the cache."""
+    room = np.zeros(num_bytes + LINE, np.uint8)
+    first = -room.ctypes.data % LINE
+    return room[first : first + num_bytes]
 
 
 @given(st.lists(SIZES, min_size=1, max_size=4), st.integers(99, 9_999), STARTS)

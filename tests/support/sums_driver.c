@@ -12,7 +12,7 @@ enum { COPY = 0, FLOW = 1, JOB = 2 };
 
 typedef struct {
     int64_t deed, target_bytes, source_bytes, num_ranges, num_pieces, kind, copies, cut, job_pieces;
-    int64_t batch;
+    int64_t batch, stream_from;
 } Head;
 
 typedef struct {
@@ -22,8 +22,15 @@ typedef struct {
     uint64_t *sums;
 } Case;
 
+/* So that lines can be stored past the cache. */
+static void *aligned(int64_t num_bytes) {
+    void *memory = 0;
+    if (posix_memalign(&memory, 64, (size_t)num_bytes)) exit(5);
+    return memory;
+}
+
 static void *filled(int64_t num_bytes) {
-    void *const memory = malloc((size_t)num_bytes);
+    void *const memory = aligned(num_bytes);
     if (num_bytes && fread(memory, 1, (size_t)num_bytes, stdin) != (size_t)num_bytes) exit(3);
     return memory;
 }
@@ -94,15 +101,17 @@ int main(void) {
         one.sizes = filled(8 * one.head.num_ranges);
         one.starts = filled(8 * (one.head.num_pieces + 1));
         one.source = filled(one.head.source_bytes);
-        one.target = calloc(1, (size_t)one.head.target_bytes);
-        one.sums = calloc(sizeof *one.sums, (size_t)one.head.num_pieces);
+        one.target = memset(aligned(one.head.target_bytes), 0, (size_t)one.head.target_bytes);
+        one.sums = calloc((size_t)one.head.num_pieces, sizeof *one.sums);
+        baton_kv_stream_from(one.head.stream_from);
         const int64_t answer = one.head.deed == COPY   ? copied(&one)
                                : one.head.deed == FLOW ? flowed(&one)
                                                        : helped(&one);
         put(&answer, sizeof answer);
         put(one.sums, 8 * one.head.num_pieces);
         put(one.target, one.head.target_bytes);
-        void *const all[] = {one.into, one.from, one.sizes, one.starts, one.source, one.target, one.sums};
+        void *const all[] = {one.into,   one.from,   one.sizes, one.starts,
+                             one.source, one.target, one.sums};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     }
     return 0;

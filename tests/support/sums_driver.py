@@ -4,6 +4,7 @@ Cases go in and what became of each comes out; `Case.expected` says by other cod
 """
 
 import itertools
+import os
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ _INCLUDED: Final = ("flow.c", "share.c")
 _ARRAYS: Final = ("into", "origin", "sizes", "starts")
 _HOSTILE: Final = (-(2**63), -(2**62), -64, -1, 2**31, 2**62, 2**63 - 64, 2**63 - 1)
 _MOST_PIECES: Final = 4_096
+_LINE: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class Case:
     cut: int
     job_pieces: int
     batch: int
+    stream_from: int = 0
+    """Copies of so many bytes are stored past the cache."""
     is_exact: bool = True
     """What becomes of it is known: of a job that lies, only that it ends."""
 
@@ -52,7 +56,8 @@ class Case:
     def packed(self) -> bytes:
         numbers = [
             *(self.deed, self.target_bytes, len(self.source), len(self.sizes), self.num_pieces),
-            *(SUM_NUMBERS[self.kind], self.copies, self.cut, self.job_pieces, self.batch),
+            *(SUM_NUMBERS[self.kind], self.copies, self.cut, self.job_pieces),
+            *(self.batch, self.stream_from),
             *(*self.into, *self.origin, *self.sizes, *self.starts),
         ]
         return np.array(numbers, np.int64).tobytes() + self.source
@@ -132,7 +137,9 @@ def _honest(rng: random.Random, deed: int, kind: SumKind) -> Case:
     sizes = [rng.randint(0, most) // grain * grain for _ in range(rng.randint(1, 6))]
     sizes[0] += grain  # no frame is without bytes
     cuts = sorted(rng.randint(0, len(sizes)) for _ in range(rng.randint(0, 3)))
-    gaps = [rng.choice((0, 0, 1, 8, 24, 64)) for _ in sizes]
+    if rng.random() < 0.5:  # whole lines: what can be stored past the cache
+        sizes = [-(-size // _LINE) * _LINE for size in sizes]
+    gaps = [rng.choice((0, 0, _LINE, _LINE, 1, 8, 24)) for _ in sizes]
     into = [at + sum(gaps[: i + 1]) for i, at in enumerate(itertools.accumulate([0, *sizes[:-1]]))]
     source = rng.randbytes(sum(sizes) + (0 if deed == FLOW else rng.randint(0, 70)))
     return Case(
@@ -141,6 +148,7 @@ def _honest(rng: random.Random, deed: int, kind: SumKind) -> Case:
         origin=[rng.randint(0, len(source) - size) for size in sizes], sizes=sizes,
         starts=[0, *cuts, len(sizes)], cut=rng.choice((1 + most // 50, 4_096, 1 << 16)),
         job_pieces=len(cuts) + 1, batch=rng.randint(1, 3),
+        stream_from=rng.choice((0, 0, 1 << 18)),
     )  # fmt: skip
 
 
@@ -160,23 +168,28 @@ def _spoiled(rng: random.Random, one: Case) -> Case:
     return replace(one, **changed, job_pieces=job_pieces, batch=batch, is_exact=one.deed != JOB)
 
 
-def build(folder: Path, *flags: str, found: str | None = None) -> Path:
-    """The program, by this machine's compiler or the one found. Raises CalledProcessError."""
+def build(folder: Path, *flags: str, found: str | None = None) -> Path | None:
+    """The program, by this machine's compiler or the one found; None where that cannot build any
+    with these flags. Raises CalledProcessError."""
     found = found or compiler()
     assert found is not None
-    program = folder / "sums_driver"
+    program, nothing = folder / "sums_driver", folder / "nothing.c"
+    nothing.write_text("int main(void) { return 0; }")
+    command: list[str | Path] = [found, "-std=gnu11", *flags, "-o", program]
+    if subprocess.run([*command, nothing], check=False, capture_output=True).returncode:
+        return None
     sources = [path for path in KERNELS.sources() if path.name not in _INCLUDED]
-    command = [found, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags, f"-I{KERNELS.folder}"]
-    subprocess.run([*command, "-o", program, _DRIVER, *sources], check=True, timeout=120.0)
+    strict: list[str] = ["-Wall", "-Wextra", "-Werror", f"-I{KERNELS.folder}"]
+    subprocess.run([*command, *strict, _DRIVER, *sources], check=True, timeout=120.0)
     return program
 
 
 def play(command: Sequence[str | Path], played: Sequence[Case]) -> None:
     """Assert that each case goes as it should."""
     packed = b"".join(one.packed() for one in played)
-    environment = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(
-        command, input=packed, capture_output=True, timeout=240.0, env=environment
+        command, input=packed, capture_output=True, timeout=240.0, env={**os.environ, **options}
     )
     assert not done.returncode, done.stderr.decode()
     answers = done.stdout
