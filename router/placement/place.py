@@ -224,10 +224,10 @@ def _placement(
     if option.num_pulled:
         there = demand.num_tokens - option.num_uncached
         source = fleet.prefix_source(option.source, num_tokens=there)
-        computed = there - source.num_tokens
+        own = max(0, there - option.num_pulled)
         option = replace(
-            option, num_pulled=max(0, option.num_pulled - computed),
-            num_uncached=option.num_uncached + computed,
+            option, num_pulled=max(0, source.num_tokens - own),
+            num_uncached=demand.num_tokens - max(own, source.num_tokens),
         )  # fmt: skip
         source = source if option.num_pulled else None
     return Placement(
