@@ -109,8 +109,8 @@ def test_scores_and_text_survive_the_worker_that_computes_them(small_checkpoint:
     with Cluster(checkpoint=small_checkpoint, prefill=2, extra=slowly) as up:
         with ThreadPoolExecutor() as threads:
             running = threads.submit(ask, up, **asked)
-            eventually(lambda: _computing(up))
-            up.kill(_computing(up)[0])
+            victim, *_ = eventually(lambda: _computing(up))
+            up.kill(victim)
             answer = running.result()
         undisturbed = ask(up, **asked)
         shown, whole = (one.json()["choices"][0] for one in (answer, undisturbed))
