@@ -29,8 +29,8 @@ uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const ui
                         const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
                         int64_t kind, int streaming);
 
-/* 0, or why not: 1, a range lies outside its span, or a piece's ranges outside all; 2, the sum takes
- * no such ranges. Adds up `num_bytes`, unless 1. Without `target_offsets` only the source. */
+/* 0, or why not: 1, a range lies outside its span, or a piece's ranges outside all; 2, the sum
+ * takes no such ranges. Adds up `num_bytes`, unless 1. Without `target_offsets` only the source. */
 int baton_kv_check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
                    const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
                    const int64_t *starts, int64_t num_pieces, int64_t kind, int64_t *num_bytes);

@@ -85,7 +85,8 @@ static uint64_t of_16(const uint8_t *at, uint64_t size) {
         return both ^ (both >> 28);
     }
     if (size == 0) return older_avalanche(word(SECRET + 56) ^ word(SECRET + 64));
-    const uint64_t all = (uint64_t)at[0] << 16 | (uint64_t)at[size / 2] << 24 | at[size - 1] | size << 8;
+    const uint64_t first = at[0], middle = at[size / 2], last = at[size - 1];
+    const uint64_t all = first << 16 | middle << 24 | last | size << 8;
     return older_avalanche(all ^ half_word(SECRET) ^ half_word(SECRET + 4));
 }
 

@@ -15,9 +15,10 @@ typedef struct {
 
 void baton_kv_hash_begin(Hash *hash);
 
-/* Take in `size` bytes at `from`, and copy them to `into` unless it is null; `streaming` stores past
- * the cache. Each byte is read once, so what is hashed is what was copied. */
-void baton_kv_hash_take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size, int streaming);
+/* Take in `size` bytes at `from`, and copy them to `into` unless it is null; `streaming` stores
+ * past the cache. Each byte is read once, so what is hashed is what was copied. */
+void baton_kv_hash_take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size,
+                        int streaming);
 
 /* Of all that was taken in; the hash is spent. */
 uint64_t baton_kv_hash_finish(Hash *hash);

@@ -1,5 +1,5 @@
 /* Lines of 64 bytes in registers, by the widest instructions that the target has: AVX-512, AVX2,
- * NEON, or none. What the hash of copy.c and the sum of words.c do to one is written here once for
+ * NEON, or none. What the hash of hash.c and the sum of words.c do to one is written here once for
  * each; nothing else in the library knows how wide a register is. */
 #pragma once
 #include <stdint.h>
@@ -86,7 +86,8 @@ static inline Line halves_product(Line a) {
 
 static inline Line swapped(Line a) {
     enum { OTHER_ORDER = _MM_SHUFFLE(1, 0, 3, 2) };
-    return (Line){_mm256_shuffle_epi32(a.low, OTHER_ORDER), _mm256_shuffle_epi32(a.high, OTHER_ORDER)};
+    return (Line){_mm256_shuffle_epi32(a.low, OTHER_ORDER),
+                  _mm256_shuffle_epi32(a.high, OTHER_ORDER)};
 }
 
 /* It multiplies 32 bits alone: three products, of which the high ones are cut. */
@@ -143,7 +144,8 @@ static inline Line halves_product(Line a) {
 static inline Line swapped(Line a) { OF_PARTS(vextq_u64(a.part[i], a.part[i], 1)); }
 
 static inline uint64x2_t times_2(uint64x2_t a, uint64_t factor) {
-    const uint32x2_t low = vdup_n_u32((uint32_t)factor), high = vdup_n_u32((uint32_t)(factor >> 32));
+    const uint32x2_t low = vdup_n_u32((uint32_t)factor);
+    const uint32x2_t high = vdup_n_u32((uint32_t)(factor >> 32));
     const uint32x2_t a_low = vmovn_u64(a);
     const uint64x2_t cross = vmlal_u32(vmull_u32(vshrn_n_u64(a, 32), low), a_low, high);
     return vmlal_u32(vshlq_n_u64(cross, 32), a_low, low);
@@ -181,7 +183,9 @@ static inline Line xored(Line a, Line b) { OF_WORDS(a.word[i] ^ b.word[i]); }
 
 static inline Line shifted_right(Line a, int bits) { OF_WORDS(a.word[i] >> bits); }
 
-static inline Line halves_product(Line a) { OF_WORDS((a.word[i] & 0xFFFFFFFFU) * (a.word[i] >> 32)); }
+static inline Line halves_product(Line a) {
+    OF_WORDS((a.word[i] & 0xFFFFFFFFU) * (a.word[i] >> 32));
+}
 
 static inline Line swapped(Line a) { OF_WORDS(a.word[i ^ 1]); }
 
@@ -199,4 +203,6 @@ static inline void pass_line(uint8_t *into, Line line, int streaming) {
 }
 
 /* Whether lines may be stored past the cache there: the target has such stores, and they fit. */
-static inline int can_stream(const uint8_t *into) { return ((uintptr_t)into & (STREAM_ALIGN - 1)) == 0; }
+static inline int can_stream(const uint8_t *into) {
+    return ((uintptr_t)into & (STREAM_ALIGN - 1)) == 0;
+}

@@ -137,12 +137,10 @@ class Fleet:
         return own, int(depths[at[like]].max(initial=0))
 
     def prefix_source(self, slot: int, *, num_tokens: int) -> PrefixSource:
-        """To fetch the whole blocks of the prompt's first `num_tokens` from that worker: of a
-        prompt whose blocks it all has, the last is computed, since its last token is."""
+        """To fetch the prompt's first `num_tokens`, whole blocks of it, from that worker."""
         epoch, address = self._lending[slot]
-        whole = num_tokens - num_tokens % int(self.rows["block_tokens"][slot])
         return PrefixSource(
-            worker=self.name_of(slot), epoch=epoch, address=address, num_tokens=whole
+            worker=self.name_of(slot), epoch=epoch, address=address, num_tokens=num_tokens
         )
 
     def add_worker(self, registration: Registration) -> int:

@@ -118,7 +118,9 @@ static Start start(const Query *q, int64_t slot, const int64_t *sources) {
     int64_t source = sources[w->compat];
     if (source >= 0 && source != slot && (q->rows[source].transports & w->transports)) {
         const Row *l = &q->rows[source];
-        double lent = floor(held_tokens(q, l) / l->block_tokens) * l->block_tokens;
+        /* Whole blocks, without that of the last token, which is computed whatever is there. */
+        double there = least(held_tokens(q, l), q->num_tokens - 1);
+        double lent = floor(there / l->block_tokens) * l->block_tokens;
         if (lent > cached) {
             double latency_s, rate, rest = most(1.0, q->num_tokens - lent);
             link_speed(w, source, &latency_s, &rate);

@@ -222,14 +222,9 @@ def _placement(
 ) -> Placement:
     source = None
     if option.num_pulled:
-        there = demand.num_tokens - option.num_uncached
-        source = fleet.prefix_source(option.source, num_tokens=there)
-        own = max(0, there - option.num_pulled)
-        option = replace(
-            option, num_pulled=max(0, source.num_tokens - own),
-            num_uncached=demand.num_tokens - max(own, source.num_tokens),
-        )  # fmt: skip
-        source = source if option.num_pulled else None
+        source = fleet.prefix_source(
+            option.source, num_tokens=demand.num_tokens - option.num_uncached
+        )
     return Placement(
         prefill=None if option.prefill < 0 else fleet.name_of(option.prefill),
         decode=fleet.name_of(option.decode),

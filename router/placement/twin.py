@@ -147,7 +147,8 @@ class _Search:
         lender = self._rows[np.where(can_pull, sources, slots)]
         can_pull &= (lender["transports"] & rows["transports"]) != 0
         block = lender["block_tokens"]
-        lent = np.floor(self._held[np.where(can_pull, sources, slots)] / block) * block
+        there = np.minimum(self._held[np.where(can_pull, sources, slots)], demand.num_tokens - 1)
+        lent = np.floor(there / block) * block
         lent = np.where(can_pull, lent, 0.0)
         latency_s, rate = self._links(slots, sources)
         diagonal = np.arange(len(slots))

@@ -294,7 +294,7 @@ class _Naive:
             if self.rows[other]["lends"] and self.rows[other]["compat"] == row["compat"]
         ]
         lender = min(lenders)[3] if lenders else slot
-        lent = self.held[lender] // 16 * 16
+        lent = min(self.held[lender], n - 1) // 16 * 16
         if lender == slot or lent <= self.cached[slot]:
             return own
         if not self.masks[lender] & self.masks[slot]:

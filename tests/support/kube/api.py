@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import httpx
@@ -17,24 +15,8 @@ WITHIN_S = 30.0
 class Api:
     """One account's. Every call raises httpx.HTTPStatusError for what the server refuses."""
 
-    def __init__(self, url: str, *, ca: Path, token: str) -> None:
-        self._client = httpx.Client(
-            base_url=url,
-            verify=str(ca),
-            headers={"authorization": f"Bearer {token}"},
-            timeout=WITHIN_S,
-        )
-
-    def __enter__(self) -> "Api":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._client.close()
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def get(self, path: str, **query: str | int) -> Object:
         return self._call("GET", path, query=query)

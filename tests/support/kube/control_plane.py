@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 from support.eventually import eventually
-from support.kube.api import Api
+from support.kube.api import WITHIN_S, Api
 from support.redis_server import free_ports
 
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -28,10 +28,15 @@ class ControlPlane:
     url: str
     ca: Path
     kubeconfig: Path
-    """Of somebody who may do everything."""
 
-    def api(self, token: str = TOKEN) -> Api:
-        return Api(self.url, ca=self.ca, token=token)
+    @contextmanager
+    def api(self) -> Iterator[Api]:
+        """As somebody who may do everything."""
+        key = {"authorization": f"Bearer {TOKEN}"}
+        with httpx.Client(
+            base_url=self.url, verify=str(self.ca), headers=key, timeout=WITHIN_S
+        ) as client:
+            yield Api(client)
 
 
 def built_folder() -> Path | None:
